@@ -1,0 +1,72 @@
+"""Checks of arguments: each refusal is a `ValueError` naming the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+
+def reject(argument: str, expected: str, got: Any) -> NoReturn:
+    """Raise the one kind of error that this package raises on bad input.
+
+    Args:
+        argument: name of the argument, as the caller wrote it.
+        expected: what would have been right, in words.
+        got: what came; shown as it prints.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{argument}: expected {expected}, got {got}")
+
+
+def floating(argument: str, value: Any, ndim: int | None = None) -> Tensor:
+    """A non-empty floating-point tensor with finite entries, or a ``ValueError``.
+
+    Args:
+        argument: name used in the error.
+        value: a tensor, or something that `torch.as_tensor` takes; numbers and lists of integers become float64.
+        ndim: the number of dimensions that is asked for.
+
+    Returns:
+        The tensor, on its own device and in its own dtype.
+
+    Raises:
+        ValueError: not numeric, complex, of another number of dimensions, empty, NaN or infinite.
+    """
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        reject(argument, "a tensor of numbers", type(value).__name__)
+    if tensor.is_complex():
+        reject(argument, "real numbers", str(tensor.dtype))
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.float64)
+    if ndim is not None and tensor.ndim != ndim:
+        reject(argument, f"{ndim} dimension{'s' * (ndim != 1)}", f"shape {tuple(tensor.shape)}")
+    if tensor.numel() == 0:
+        reject(argument, "at least one number", f"shape {tuple(tensor.shape)}")
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        reject(argument, "finite numbers", f"{bad} of {tensor.numel()} NaN or infinite")
+    return tensor
+
+
+def positive(argument: str, value: Any, *, zero: bool = False) -> Tensor:
+    """Finite numbers that are all positive (``zero=True``: or zero), or a ``ValueError``."""
+    tensor = floating(argument, value)
+    low = float(tensor.min())
+    if low < 0 or (low == 0 and not zero):
+        reject(argument, "non-negative numbers" if zero else "positive numbers", f"minimum {low:g}")
+    return tensor
+
+
+def whole(argument: str, value: Any, *, low: int = 1) -> int:
+    """An integer of at least ``low``, or a ``ValueError``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        reject(argument, f"an integer of at least {low}", repr(value))
+    if (number := int(value)) < low:
+        reject(argument, f"an integer of at least {low}", number)
+    return number
