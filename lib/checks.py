@@ -1,4 +1,4 @@
-"""Checks of arguments: each refusal is a `ValueError` naming the argument, what was expected, what came."""
+"""Checks of arguments: a refusal is a `ValueError` that names argument, expected and got."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def floating(argument: str, value: Any, ndim: int | None = None) -> Tensor:
 
     Args:
         argument: name used in the error.
-        value: a tensor, or something that `torch.as_tensor` takes; numbers and lists of integers become float64.
+        value: a tensor, or something that `torch.as_tensor` takes; integers become float64.
         ndim: the number of dimensions that is asked for.
 
     Returns:

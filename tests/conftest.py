@@ -1,10 +1,17 @@
 """Shapes written as jaxtyping annotations in `lib` are checked while the tests run."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from beartype import BeartypeConf, beartype
 from jaxtyping import config, install_import_hook
 
-install_import_hook("lib", "beartype.beartype")
+# As in the type system itself: an integer will do where a float is asked for.
+checker = SimpleNamespace(check=beartype(conf=BeartypeConf(is_pep484_tower=True)))
+sys.modules["typechecker"] = checker
+install_import_hook("lib", "typechecker.check")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -1,0 +1,130 @@
+"""`lib.book`: a claim asserts, a figure has words, shown source has a test."""
+
+import json
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+
+from lib.book import page
+from lib.checks import floating
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """A page of its own for each test."""
+    page.start(seed=0)
+
+
+def test_claim_prints_one_line_and_returns_the_value(capsys):
+    assert page.claim("KL gap", torch.tensor(0.25), high=0.5, because="closed form") == 0.25
+    out = capsys.readouterr().out
+    assert out == "✓ KL gap: 0.25 (asked: at most 0.5; closed form)\n"
+
+
+@pytest.mark.parametrize("value", [2.0, -1.0, math.nan, math.inf, -math.inf])
+def test_claim_outside_its_interval_fails_after_it_is_shown(value, capsys):
+    with pytest.raises(page.ClaimFailed, match="KL gap"):
+        page.claim("KL gap", value, low=0, high=1, because="closed form")
+    assert capsys.readouterr().out.startswith("✗ KL gap")
+
+
+@given(st.floats(allow_nan=False), st.floats(allow_nan=False), st.floats())
+def test_claim_holds_exactly_inside_the_closed_interval(a, b, value):
+    low, high = min(a, b), max(a, b)
+    made = page.Claim("x", value, low, high, "test")
+    assert made.holds == (math.isfinite(value) and low <= value <= high)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"value": 1.0, "because": "b"}, "low, high"),
+        ({"value": 1.0, "low": 2, "high": 1, "because": "b"}, "low, high"),
+        ({"value": 1.0, "high": 2}, "because"),
+        ({"value": 1.0, "high": 2, "because": "  "}, "because"),
+        ({"value": torch.ones(2), "high": 2, "because": "b"}, "value"),
+        ({"value": "many", "high": 2, "because": "b"}, "value"),
+    ],
+)
+def test_claim_without_interval_reason_or_number_is_refused(arguments, names):
+    with pytest.raises(ValueError, match=names):
+        page.claim("x", **arguments)
+
+
+def test_claims_table_has_a_row_for_each_claim_and_escapes_bars(capsys):
+    page.claim("|rho|", 0.5, low=0, high=1, because="exact")
+    page.claim("gap", 0.1, high=1, because="closed form")
+    capsys.readouterr()
+    page.claims_table()
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 4
+    assert rows[2].startswith("| \\|rho\\| | 0 to 1 | 0.5 |")
+
+
+@pytest.mark.parametrize("alt", ["", "A plot", "Figure one of the chapter, as it is."])
+def test_figure_needs_real_alternative_text(alt):
+    with pytest.raises(ValueError, match="alt"):
+        page.figure(plt.figure(), alt=alt, caption="What one should look at here.")
+
+
+def test_figure_needs_a_caption():
+    with pytest.raises(ValueError, match="caption"):
+        page.figure(plt.figure(), alt="A line rises from zero to one.", caption="Line.")
+
+
+def test_show_source_refuses_a_test_that_does_not_exist():
+    with pytest.raises(ValueError, match="test: expected a test in"):
+        page.show_source(floating, test="tests/test_checks.py::test_no_such_thing")
+    with pytest.raises(ValueError, match="test: expected a file"):
+        page.show_source(floating, test="tests/no_such_file.py::test_x")
+    with pytest.raises(ValueError, match="item"):
+        page.show_source(math.sqrt, test="tests/test_checks.py::test_x")
+
+
+def test_show_source_shows_the_code_that_runs(capsys):
+    page.show_source(floating, test="tests/test_checks.py::test_floating_keeps_dtype")
+    out = capsys.readouterr().out
+    assert "def floating(" in out
+    assert "reject(argument" in out
+    assert "Returns:" not in out  # the docstring is left out
+
+
+def test_start_gives_the_same_numbers_for_the_same_seed():
+    first = torch.randn(3, generator=page.start(seed=4))
+    second = torch.randn(3, generator=page.start(seed=4))
+    assert torch.equal(first, second)
+
+
+def test_scale_follows_the_device():
+    assert page.scale(1, 2) == (2 if torch.cuda.is_available() else 1)
+
+
+def test_outputs_carry_what_the_book_needs():
+    """In a kernel: claims keep their interval, figures their words, and nothing is drawn twice."""
+    source = """
+from lib.book import *
+import matplotlib.pyplot as plt
+start(seed=3)
+claim("one", 1.0, low=0, high=2, because="it is one")
+fig, ax = plt.subplots()
+ax.plot([0, 1])
+figure(fig, alt="A line rises from zero to one.", caption="The line has slope one.")
+provenance()
+"""
+    notebook = new_notebook(cells=[new_code_cell(source)])
+    NotebookClient(notebook, timeout=60).execute()
+    outputs = notebook.cells[0].outputs
+    claims = [o.metadata["claim"] for o in outputs if "claim" in o.get("metadata", {})]
+    assert claims == [json.loads(json.dumps(claims[0]))]
+    assert claims[0]["low"] == 0
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 1
+    assert pictures[0].metadata["figure"]["alt"].startswith("A line rises")
+    text = outputs[-1].data["text/plain"]
+    assert all(word in text for word in ("Commit", "Seed: 3", "torch", "Claims: 1"))
