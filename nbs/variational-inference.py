@@ -4,7 +4,6 @@
 #   colab:
 #     gpuType: T4
 #   jupytext:
-#     default_lexer: ipython3
 #     text_representation:
 #       extension: .py
 #       format_name: percent

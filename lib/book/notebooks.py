@@ -43,6 +43,7 @@ def read(path: Path) -> NotebookNode:
     """Read a chapter in any of its three formats, without outputs, with cell ids from content."""
     notebook = jupytext.read(path, config=load_jupytext_config(str(path)))
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.metadata.pop("jupytext", None)  # says which of the three it was read from
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         digest = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:12]
@@ -61,9 +62,7 @@ def derived(path: Path) -> dict[Path, str]:
         path.with_suffix(suffix): jupytext.writes(notebook, fmt=fmt, config=config)
         for suffix, fmt in ((".md", "md:myst"), (".py", "py:percent"))
     }
-    plain = read(path)
-    plain.metadata.pop("jupytext", None)
-    texts[path.with_suffix(".ipynb")] = nbformat.writes(plain) + "\n"
+    texts[path.with_suffix(".ipynb")] = nbformat.writes(read(path)) + "\n"
     return texts
 
 
@@ -240,7 +239,8 @@ def _execute(root: Path, name: str, threads: int, cpu: str) -> Run:
         )
         executed = nbformat.read(copy, as_version=4)
     passed = result.returncode == 0
-    run = Run(name, made_from, passed, cell_seconds(executed), threads, cpu, result.stdout)
+    log = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)  # a log is read in many places
+    run = Run(name, made_from, passed, cell_seconds(executed), threads, cpu, log)
     # A failed run is kept too, for reading; `stale` never takes it for a good one.
     nbformat.write(executed, store / f"{name}.ipynb")
     (store / f"{name}.json").write_text(json.dumps(asdict(run), indent=1) + "\n")

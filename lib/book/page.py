@@ -144,8 +144,8 @@ def claim(
         ClaimFailed: the value is NaN or outside the interval (after the line is shown).
         ValueError: no interval, an empty one, no reason, or a value that is not one number.
     """
-    floor = getattr(value, "floor", None)
-    raw = getattr(value, "value", value)
+    measured = hasattr(value, "stderr")  # a lib.metrics.Measured, which knows its floor
+    floor, raw = (value.floor, value.value) if measured else (None, value)
     if torch.is_tensor(raw) and raw.numel() != 1:
         reject("value", "one number", f"shape {tuple(raw.shape)}")
     try:
