@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def floating(argument: str, value: Any, ndim: int | None = None) -> Tensor:
 
     Args:
         argument: name used in the error.
-        value: a tensor, or something that `torch.as_tensor` takes; integers become float64.
+        value: a tensor, an array, or numbers in lists; Python's numbers and integers are float64.
         ndim: the number of dimensions that is asked for.
 
     Returns:
@@ -37,7 +39,7 @@ def floating(argument: str, value: Any, ndim: int | None = None) -> Tensor:
         ValueError: not numeric, complex, of another number of dimensions, empty, NaN or infinite.
     """
     try:
-        tensor = torch.as_tensor(value)
+        tensor = value if torch.is_tensor(value) else torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError):
         reject(argument, "a tensor of numbers", type(value).__name__)
     if tensor.is_complex():
@@ -61,6 +63,18 @@ def positive(argument: str, value: Any, *, zero: bool = False) -> Tensor:
     if low < 0 or (low == 0 and not zero):
         reject(argument, "non-negative numbers" if zero else "positive numbers", f"minimum {low:g}")
     return tensor
+
+
+def number(argument: str, value: float | Tensor, *, zero: bool = False) -> float:
+    """A finite positive (``zero=True``: or zero) number in full precision, or a ``ValueError``."""
+    expected = f"one {'non-negative' if zero else 'positive'} number"
+    try:
+        found = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        reject(argument, expected, repr(value))
+    if not (math.isfinite(found) and (found > 0 or (zero and found == 0))):
+        reject(argument, expected, found)
+    return found
 
 
 def whole(argument: str, value: Any, *, low: int = 1) -> int:

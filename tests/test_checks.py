@@ -11,6 +11,11 @@ def test_floating_keeps_dtype(dtype, device):
     assert floating("x", x) is x
 
 
+def test_a_number_loses_no_digit():
+    assert float(floating("x", 0.3)) == 0.3
+    assert float(positive("x", 1e-50)) == 1e-50
+
+
 def test_floating_takes_lists_and_integers_as_float64():
     assert floating("x", [1, 2]).dtype == torch.float64
     assert floating("x", 3).dtype == torch.float64
@@ -33,9 +38,9 @@ def test_floating_refuses(value, says):
 
 
 def test_positive_draws_the_line_at_zero():
-    assert positive("s", torch.tensor(1e-300, dtype=torch.float64)) > 0
+    assert positive("s", 1e-300) > 0
     assert positive("s", 0.0, zero=True) == 0
-    for value, zero in ((0.0, False), (-1e-30, True)):
+    for value, zero in ((0.0, False), (-1e-300, True)):
         with pytest.raises(ValueError, match="s: expected"):
             positive("s", value, zero=zero)
 

@@ -220,6 +220,7 @@ def _execute(root: Path, name: str, threads: int, cpu: str) -> Run:
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other on a busy machine
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTEST_ADDOPTS": "",

@@ -124,7 +124,7 @@ def claim(
     low: float | None = None,
     high: float | None = None,
     because: str = "",
-) -> float:
+) -> None:
     """State a number: assert its interval, print one line, keep it for prose and table.
 
     Prose refers to it as a link whose text is the number, ``[0.0448](#kl-gap)``; the book fills
@@ -136,9 +136,6 @@ def claim(
         low: smallest value that holds.
         high: largest value that holds.
         because: the reason of the interval.
-
-    Returns:
-        The value as a float.
 
     Raises:
         ClaimFailed: the value is NaN or outside the interval (after the line is shown).
@@ -163,7 +160,6 @@ def claim(
     _show({"text/plain": str(made)}, {"claim": asdict(made)})
     if not made.holds:
         raise ClaimFailed(str(made))
-    return number
 
 
 def claims_table() -> None:

@@ -13,6 +13,7 @@ its text gains, when the book is rendered:
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,27 @@ class ApiLinks(ChapterTransform):
                 continue
             xref = addnodes.pending_xref(
                 "", literal.deepcopy(), refdomain="py", reftype="obj", refexplicit=True,
-                reftarget=name.removesuffix("()"), refdoc=self.env.docname, refwarn=True,
+                reftarget=defined_as(name.removesuffix("()")), refdoc=self.env.docname,
+                refwarn=True,
             )  # fmt: skip
             literal.replace_self(xref)
+
+
+def defined_as(name: str) -> str:
+    """The full name under which the API reference has it: `lib.vi.x` may live in a submodule."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            for part in parts[end:]:
+                found = getattr(found, part)
+        except AttributeError:
+            return name
+        return f"{found.__module__}.{found.__qualname__}" if parts[end:] else name
+    return name
 
 
 class References(ChapterTransform):

@@ -25,8 +25,6 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 @pytest.fixture(scope="module")
 def site(html):
     """The built book behind a local web server."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(html))
-    handler.log_message = lambda *args: None
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -63,9 +61,7 @@ def open_page(browser, address, width=1280, scheme="light"):
     asked, problems = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "response", lambda r: problems.append(f"{r.status} {r.url}") if r.status >= 400 else None
-    )
+    page.on("response", lambda r: r.status < 400 or problems.append(f"{r.status} {r.url}"))
     page.goto(address, wait_until="networkidle")
     return page, asked, problems
 
