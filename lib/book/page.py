@@ -69,14 +69,22 @@ class Claim:
     def asked(self) -> str:
         """The interval in words."""
         if self.low is None:
-            return f"at most {self.high:.6g}"
+            return f"at most {self.high:.4g}"
         if self.high is None:
-            return f"at least {self.low:.6g}"
-        return f"{self.low:.6g} to {self.high:.6g}"
+            return f"at least {self.low:.4g}"
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        if half < 1e-3 * abs(middle):
+            return f"{middle:.5g} ± {half:.1g}"
+        return f"{self.low:.4g} to {self.high:.4g}"
+
+    @property
+    def measured(self) -> str:
+        """The value in as many digits as a reader can use."""
+        return f"{self.value:.1e}" if 0 < abs(self.value) < 1e-4 else f"{self.value:.4g}"
 
     def __str__(self) -> str:
         mark = "✓" if self.holds else "✗"
-        return f"{mark} {self.name}: {self.value:.6g} (asked: {self.asked}; {self.because})"
+        return f"{mark} {self.name}: {self.measured} (asked: {self.asked}; {self.because})"
 
 
 @dataclass
@@ -163,11 +171,14 @@ def claim(
 
 
 def claims_table() -> None:
-    """Show the claims of the page so far: what was asked, what was measured, its floor, why."""
-    rows = ["| claim | asked | measured | floor | because |", "|---|---|---|---|---|"]
-    for c in _run.claims.values():
+    """Show the claims of the page so far: what was asked, measured, the floor if any, and why."""
+    made = list(_run.claims.values())
+    floors = any(c.floor is not None for c in made)  # the column stands where it says something
+    head = ["claim", "asked", "measured", *["floor"] * floors, "because"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for c in made:
         floor = "" if c.floor is None else f"{c.floor:.4g}"
-        cells = (c.name, c.asked, f"{c.value:.6g}", floor, c.because)
+        cells = (c.name, c.asked, c.measured, *[floor] * floors, c.because)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     _show({"text/markdown": "\n".join(rows), "text/plain": "\n".join(rows)}, {"claims": True})
 

@@ -218,6 +218,34 @@ class PageFacts(ChapterTransform):
         page.insert(1, nodes.container("", line, classes=["page-facts"]))
 
 
+class Docstrings:
+    """Docstrings are written to be read in an editor; here they become reStructuredText."""
+
+    SECTIONS = ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:", "Source:")
+
+    @classmethod
+    def convert(cls, app: Sphinx, what: str, name: str, item: Any, *rest: Any) -> None:
+        """Set indented formulas as they stand, and keep ``|x|`` from meaning a substitution."""
+        lines: list[str] = rest[-1]
+        free, formula, out = True, False, []
+        for number, line in enumerate(lines):
+            indented = line.startswith("    ")
+            if line and not indented:
+                free = not line.startswith(cls.SECTIONS)
+                formula = False
+            elif indented and free and not formula and not (number and lines[number - 1].strip()):
+                out += ["::", ""]
+                formula = True
+            out.append(line if formula and indented else escape_bars(line))
+        lines[:] = out
+
+
+def escape_bars(line: str) -> str:
+    """Escape vertical bars outside of code."""
+    parts = re.split(r"(``.*?``|`.*?`)", line)
+    return "".join(p if p.startswith("`") else p.replace("|", r"\|") for p in parts)
+
+
 # --------------------------------------------------------------------- pages about all chapters
 
 
@@ -264,15 +292,15 @@ def _all_claims(app: Sphinx, docname: str) -> list[nodes.Node]:
         out.append(nodes.rubric("", "", _link(app, docname, page, chapter)))
         items = nodes.bullet_list(classes=["claims"])
         for c in claims:
-            made = outputs_claim(c)
+            made = as_claim(c)
             name = _link(app, docname, page, c["name"], outputs.anchor(c["name"]))
-            text = nodes.Text(f": {c['value']:.6g} (asked: {made.asked}; {c['because']})")
+            text = nodes.Text(f": {made.measured} (asked: {made.asked}; {c['because']})")
             items += nodes.list_item("", nodes.paragraph("", "", name, text))
         out.append(items)
     return out
 
 
-def outputs_claim(facts: dict[str, Any]) -> Any:
+def as_claim(facts: dict[str, Any]) -> Any:
     """A `Claim` again, from the metadata of its output."""
     from lib.book.page import Claim
 
@@ -354,6 +382,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(Whole)
     app.add_directive("whole-book", WholeDirective)
     app.connect("builder-inited", begin)
+    app.connect("autodoc-process-docstring", Docstrings.convert, priority=100)  # before napoleon
     app.connect("env-get-outdated", outdated)
     app.connect("env-purge-doc", purge)
     app.connect("env-updated", rewrite_whole)

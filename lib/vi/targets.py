@@ -42,8 +42,9 @@ def normal_normal(
     """mu ~ N(m, s^2), x_i ~ N(mu, noise^2): the posterior of mu is Gaussian.
 
     Precision 1/s^2 + n/noise^2, mean (m/s^2 + sum x/noise^2) / precision; with r = x - m,
-    log p(x) = -n/2 log 2 pi noise^2 - 1/2 log(1 + n s^2/noise^2)
-               - (sum r^2 - s^2 (sum r)^2 / (noise^2 + n s^2)) / (2 noise^2).
+
+        log p(x) = -n/2 log 2 pi noise^2 - 1/2 log(1 + n s^2/noise^2)
+                   - (sum r^2 - s^2 (sum r)^2 / (noise^2 + n s^2)) / (2 noise^2)
 
     Args:
         x: the data, ``(n,)``; everything follows their dtype and device.

@@ -43,7 +43,7 @@ def schools():
 
 @pytest.mark.parametrize("particles", [1, 7])
 @pytest.mark.parametrize("landing", [False, True])
-def test_elbo_is_that_of_pyro_on_the_same_samples(particles, landing):
+def test_elbo_is_that_of_pyro(particles, landing):
     with local_parameters():
         guide = autoguide.AutoNormal(schools())
         guide()

@@ -85,7 +85,7 @@ def test_bad_statistics_are_named(name, n, mean, s2):
 
 @priors
 @pytest.mark.parametrize("n", [2, 3, 10, 1000, 10**6])
-def test_fixed_point_moments_and_bound_are_the_closed_forms(n, prior):
+def test_fixed_point_and_bound(n, prior):
     data, a0 = statistics_of(n), PRIORS[prior]
     ascent, exact, k = fit_normal(data, prior=prior), ExactNormal(data, prior), n + 2 * a0 - 1
     mean, s2 = ascent.state.lam.mean, data.s2
