@@ -12,7 +12,7 @@ from lib.vi.diagnostics import (
     psis_moments,
 )
 from lib.vi.factors import GammaFactor, GaussianFactor, NormalFactor, NormalWishartFactor
-from lib.vi.guides import GuideFit, elbo, fit_guide
+from lib.vi.guides import GuideFit, fit_guide
 from lib.vi.mixture import MixturePrior, MixtureState, fit_mixture, mixture_elbo
 from lib.vi.natural import (
     gamma_from_natural,
@@ -32,6 +32,7 @@ from lib.vi.normal import (
     normal_elbo,
     normal_updates,
 )
+from lib.vi.particles import elbo
 from lib.vi.regression import (
     RegressionPrior,
     RegressionState,

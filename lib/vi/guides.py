@@ -25,9 +25,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from lib.checks import reject, whole
 from lib.metrics import Measured
 from lib.training import fit
-from lib.vi.particles import Runner, elbo, fork, local_parameters
+from lib.vi.particles import Runner, fork, local_parameters
 
-__all__ = ["FAMILIES", "GuideFit", "elbo", "fit_guide", "local_parameters"]
+__all__ = ["FAMILIES", "GuideFit", "fit_guide"]
 
 FAMILIES = {
     "mean-field": autoguide.AutoDiagonalNormal,

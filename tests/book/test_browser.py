@@ -97,7 +97,7 @@ def test_page_never_scrolls_sideways(browser, site, name, width):
 def test_first_page_leads_into_the_book(browser, site):
     page, _, problems = open_page(browser, f"{site}/index.html")
     assert page.url.endswith("/book/index.html")
-    assert page.locator("h1").count() == 1
+    assert page.locator("article h1").count() == 1
     assert problems == []
     page.context.close()
 

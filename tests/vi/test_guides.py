@@ -13,7 +13,8 @@ from torch import nn
 
 from lib.training import NonFiniteLoss
 from lib.vi.diagnostics import mean_field_gap, mean_field_variances, pareto_khat
-from lib.vi.guides import elbo, fit_guide, local_parameters
+from lib.vi.guides import fit_guide
+from lib.vi.particles import elbo, local_parameters
 from lib.vi.targets import correlated_normal, eight_schools, funnel, normal_normal, two_modes
 
 
