@@ -1,6 +1,6 @@
 """Coordinate ascent on a million numbers: seconds, sweeps, memory.
 
-    python benchmarks/vi.py
+    OMP_NUM_THREADS=1 python benchmarks/vi.py > benchmarks/results/vi.md
 
 The data are read once; the ascent works on three numbers, whatever n is. Its memory does not grow
 with the number of sweeps either, shown on a Gaussian with correlation 0.9999, where sweeps gain so
@@ -11,14 +11,13 @@ history would be kept; PyTorch's own are tensors of one element here.
 from __future__ import annotations
 
 import math
-import platform
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from lib.book.page import device_name
 from lib.vi import (
     Ascent,
     ExactNormal,
@@ -62,18 +61,8 @@ def peak(max_sweeps: int) -> tuple[int, float]:
     return ascent.sweeps, most / 1024
 
 
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
-    print(f"{processor()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
+    print(f"{device_name()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
     print("| n | dtype | one pass (ms) | ascent (ms) | sweeps | log evidence - bound - KL(n) |")
     print("|--:|:--|--:|--:|--:|--:|")
     for n in SIZES:

@@ -186,12 +186,12 @@ def execute(root: Path, names: list[str], workers: int | None = None) -> list[Ru
     Returns:
         One `Run` each; its notebook and log lie in ``_build/executed``.
     """
-    from lib.book.page import _device_name
+    from lib.book.page import device_name
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = max(1, min(workers or cores, len(names)))
     threads = max(1, cores // workers)
-    lock, cpu = threading.Lock(), _device_name()
+    lock, cpu = threading.Lock(), device_name()
     print(f"{len(names)} to run, {workers} at a time, {threads} threads each", flush=True)
 
     def one(name: str) -> Run:

@@ -258,7 +258,7 @@ def provenance() -> None:
         "Commit": _commit(),
         "Run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Versions": f"Python {platform.python_version()}, {versions}",
-        "Device": f"{_device_name()}, {torch.get_num_threads()} CPU thread"
+        "Device": f"{device_name()}, {torch.get_num_threads()} CPU thread"
         + "s" * (torch.get_num_threads() != 1),
         "Seed": str(_run.seed),
         "Seconds": f"{time.monotonic() - _run.started:.0f}",
@@ -326,9 +326,10 @@ def _commit() -> str:
         return vcs.get("commit_id", "unknown")[:7]
 
 
-def _device_name() -> str:
+def device_name() -> str:
+    """Name of the accelerator, or else of the processor."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return torch.cuda.getdevice_name()
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:
