@@ -61,7 +61,8 @@ x = torch.tensor([1.2, -0.4, 0.3, 2.1, 0.8])
 statistics = vi.SufficientStatistics.of(x)
 fit, exact = vi.fit_normal(statistics), vi.ExactNormal(statistics)
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "gap of the first fit",
     float(exact.log_evidence()) - fit.bound,
@@ -69,6 +70,9 @@ claim(
     high=vi.kl_gap(5) + 1e-10,
     because="closed form, derived below",
 )
+
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 mu = torch.linspace(-1.6, 3.2, 240)[:, None]
 lam = torch.linspace(0.01, 4.0, 240)[None, :]
 q = fit.state.mu.log_prob(mu) + fit.state.lam.log_prob(lam)
@@ -93,8 +97,9 @@ figure(
 )
 
 # %% [markdown]
-# The two laws are [0.081](#gap-of-the-first-fit) nats apart. The page explains each word of this sentence, and then leaves the models where the
-# answer is known.
+# The two laws are [0.081](#gap-of-the-first-fit) nats apart. Independent factors cannot follow the grey foot, where a small
+# precision goes with a wide mean. The page explains how such a fit is made, what a nat is, and how to notice a bad fit
+# when the answer is not known.
 #
 # ## Two laws and the distance between them
 #
@@ -128,13 +133,13 @@ target = MixtureSameFamily(
     Categorical(torch.tensor([0.5, 0.5])),
     Normal(torch.tensor([-2.0, 2.0]), torch.tensor([0.6, 0.6])),
 )
-z = torch.linspace(-14, 14, 20_001)
+theta = torch.linspace(-14, 14, 20_001)
 
 
 def kl_on_grid(q, p):
     """KL(q || p) in nats, by the trapezoidal rule."""
-    log_q, log_p = q.log_prob(z), p.log_prob(z)
-    return torch.trapezoid(log_q.exp() * (log_q - log_p), z)
+    log_q, log_p = q.log_prob(theta), p.log_prob(theta)
+    return torch.trapezoid(log_q.exp() * (log_q - log_p), theta)
 
 
 # %% [markdown]
@@ -157,54 +162,55 @@ def reverse_kl():
 search.step(reverse_kl)
 seeking = Normal(where[0].detach(), where[1].detach().exp())
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "KL of the mode-seeking fit",
     kl_on_grid(seeking, target),
     low=math.log(2) - 0.01,
     high=math.log(2),
-    because="half the mass is missed: ln 2 for modes far apart",
+    because="at most ln 2; the modes overlap by less than one percent",
 )
+sampled = kl_divergence(covering, target, samples=200_000, generator=generator)
 claim(
-    "KL sampled against KL on the grid",
-    kl_divergence(covering, target, samples=200_000, generator=generator).value
-    - kl_on_grid(covering, target),
-    low=-0.02,
-    high=0.02,
-    because="four standard errors of 200,000 draws",
+    "KL sampled against KL on the grid, in standard errors",
+    (sampled.value - kl_on_grid(covering, target)) / sampled.stderr,
+    low=-4,
+    high=4,
+    because="the same number, up to the noise of 200,000 draws",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 fig, ax = plt.subplots()
-ax.plot(z, target.log_prob(z).exp(), "k", label="target $p$")
+ax.plot(theta, target.log_prob(theta).exp(), "k", label="target $p$")
 for q, name in (
     (seeking, r"$\min\,KL(q||p)$"),
     (covering, r"$\min\,KL(p||q)$"),
 ):
-    ax.plot(z, q.log_prob(z).exp(), label=name)
+    ax.plot(theta, q.log_prob(theta).exp(), label=name)
 ax.set(xlim=(-6, 6), ylim=(0, None), xlabel=r"$\theta$", ylabel="density")
 ax.legend()
 figure(
     fig,
     alt="Density with two equal peaks at minus two and two. One Gaussian sits"
     " on the right peak only; a wide flat one spans both.",
-    caption="Mode-seeking against mass-covering. The first direction reports"
-    " half of the truth with confidence, the second puts most density where"
-    " the target has little.",
+    caption="Mode-seeking (blue) reports half of the truth with confidence."
+    " Mass-covering (orange) peaks where the target has little.",
 )
 
 # %% [markdown]
 # The mode-seeking fit costs [0.692](#kl-of-the-mode-seeking-fit) nats, just below $\ln 2 = 0.693$: within its mode it is
-# right, and it does not know of the other one. Keep this in mind. Variational inference minimises $\mathrm{KL}(q \,\Vert\, \pi)$,
-# the direction that needs expectations under the simple law only.
+# right, and it does not know of the other one. Variational inference minimises $\mathrm{KL}(q \,\Vert\, \pi)$: this direction
+# needs expectations under the simple law only.
 #
 # ### What one nat means
 #
-# The divergence is the expected log-likelihood ratio, and that is the best test there is. To decide between $q$ and $p$
-# from $n$ observations, accept $q$ when $\frac1n \sum_i \log q(x_i)/p(x_i) \ge T$. By Neyman and Pearson no test of the same level has more
-# power. Its error of the second kind shrinks like $e^{-n\, \mathrm{KL}(q \Vert p)}$ (Stein's lemma). So one nat is one factor of $e$ in the
-# risk of taking one law for the other, per observation. To see it, let $q = N(0, 1)$, $p = N(\tfrac12, 1)$, and draw from $q$
-# only: the ratio itself reweights the rare event.
+# The divergence is the mean of the log-likelihood ratio, the statistic of the most powerful test. To decide between $q$
+# and $p$ from $n$ observations, accept $q$ when $\frac1n \sum_i \log q(x_i)/p(x_i) \ge T$. By Neyman and Pearson no test of the same level
+# has more power. Fix the level; here $T = \mathrm{KL}$, whose level is near $\frac12$. By Stein's lemma the other error, accepting $q$ when
+# $p$ is true, then falls like $e^{-n\, \mathrm{KL}(q \Vert p)}$, up to factors that are not exponential. One nat is one factor of $e$ for each
+# observation. To see it, let $q = N(0, 1)$, $p = N(\tfrac12, 1)$, and draw from $q$ only: the ratio itself reweights the rare event.
 
 # %%
 shift, draws = 0.5, 200_000
@@ -220,17 +226,19 @@ def log_error(n):
 
 
 exponent = (log_error(400) - log_error(800)) / 400
+tail = torch.special.log_ndtr(-shift * torch.tensor([400.0, 800.0]).sqrt())
+exact_exponent = float(tail[0] - tail[1]) / 400
 claim(
     "error exponent of the most powerful test",
     exponent,
-    low=kl,
-    high=kl * 1.02,
-    because=f"KL = {kl}, plus ln(2)/(2 400) from the Gaussian tail",
+    low=exact_exponent - 1.5e-4,
+    high=exact_exponent + 1.5e-4,
+    because="Gaussian tail; five standard errors of 200,000 draws",
 )
 
 # %% [markdown]
-# Between 400 and 800 observations the error falls by [0.126](#error-exponent-of-the-most-powerful-test) nats for each one, and
-# $\mathrm{KL} = 0.125$.
+# Between 400 and 800 observations the log error falls by [0.1259](#error-exponent-of-the-most-powerful-test) for each one. The divergence is
+# 0.125; the rest is the factor that is not exponential.
 #
 # The same link gives the oldest test of all. Fit $N(\bar x, s^2)$ to data, fit a second normal law whose mean is held at
 # $\mu_0$, and compare the two. With $t$ the usual statistic,
@@ -258,7 +266,7 @@ claim(
 )
 
 # %% [markdown]
-# A $t$ test is a Kullback-Leibler divergence between two fitted laws.
+# The $t$ test rejects when this divergence is large.
 #
 # ## The bound, and one factor at a time
 #
@@ -271,26 +279,28 @@ claim(
 # The left side does not depend on $q$. So raising $\mathcal L$ lowers the divergence by the same amount, and $\mathcal L$ never
 # exceeds $\log Z$.
 #
-# Take independent factors, $q(\theta) = \prod_j q_j(\theta_j)$, and hold all but one fixed. Define
+# Take independent factors, $q(\theta) = \prod_{j=1}^J q_j(\theta_j)$, and hold all but one fixed. Let
 #
 # $$
-# h_j(\theta_j) = \mathbb E_{q_{-j}}[\log \pi(\theta) \mid \theta_j] .
+# h_j(\theta_j) = \mathbb E\big[\log p(x, \theta)\big]
 # $$
 #
-# Then $\mathrm{KL}(q_1 \cdots q_m \,\Vert\, \pi) = \mathrm{KL}(q_j \,\Vert\, c\, e^{h_j}) + \text{const}$: as a function of $q_j$ the whole divergence
-# is one divergence, and it vanishes for
+# be the mean over all other factors, as a function of $\theta_j$. With $c = 1 / \int e^{h_j}$,
 #
 # $$
-# q_j \propto e^{h_j} .
+# \mathrm{KL}(q_1 \cdots q_J \,\Vert\, \pi) = \mathrm{KL}(q_j \,\Vert\, c\, e^{h_j}) + \text{const} .
 # $$
+#
+# Only the first term depends on $q_j$. It is zero, hence least, for $q_j = c\, e^{h_j}$.
 #
 # That is the algorithm. Start somewhere; replace each factor by $e^{h_j}$, normalised; repeat. Every step minimises over
-# one factor, so the bound can only rise. `lib.vi.ascent.coordinate_ascent` is this loop for any list of factors. It
+# one factor, so the bound never falls. `lib.vi.ascent.coordinate_ascent` is this loop for any list of factors. It
 # evaluates the bound after every single update and stops with an error that names the factor if it ever falls.
 #
 # ## The normal sample
 #
-# Let $x_i \sim N(\mu, 1/\lambda)$, with a flat prior on mean and precision. Up to a constant
+# Let $x_i \sim N(\mu, 1/\lambda)$, with a flat prior on mean and precision. The prior is improper, so $Z$ carries an arbitrary factor; the
+# bound carries the same one, and their difference does not. Up to a constant
 #
 # $$
 # \log \pi(\mu, \lambda) = \tfrac n2 \log \lambda - \tfrac\lambda2 \sum_i (x_i - \mu)^2 .
@@ -322,7 +332,8 @@ fit = vi.fit_normal(
 )
 print(f"{fit.sweeps} sweeps, then {fit.reason}")
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 v = torch.linspace(0.02, 0.42, 150)[:, None]
 m = torch.linspace(0.35, 6.3, 150)[None, :]
 shape = torch.full((150, 150), statistics.n / 2 + 1)
@@ -348,12 +359,12 @@ figure(
 )
 
 # %% [markdown]
-# What did it converge to? Put $u = 1/\mathbb E\lambda$. One sweep maps $u \mapsto (n s^2 + u)/(n + 2)$, a line of slope $1/(n+2)$. Hence the
+# Two steps do most of the way, and the staircase has nearly arrived after two sweeps. Where? Put $u = 1/\mathbb E\lambda$. One sweep maps $u \mapsto (n s^2 + u)/(n + 2)$, a line of slope $1/(n+2)$. Hence the
 # error shrinks by exactly $1/(n+2)$ per sweep, and the fixed point is $\mathbb E \lambda = (n+1)/(n s^2)$.
 #
 # This posterior is known: $\lambda \sim \mathrm{Gamma}(\frac{n+1}2, \frac{n s^2}2)$, and $\mu$ is a shifted, scaled $t_{n+1}$. The fixed point is its exact mean
-# of $\lambda$. The variances are too small: for $\mu$ by $(n-1)/(n+1)$, for $\lambda$ by $(n+1)/(n+2)$. That is the general pattern of this direction
-# of the divergence, here with exact numbers.
+# of $\lambda$. The variances are too small, for $\mu$ by the factor $(n-1)/(n+1)$, for $\lambda$ by $(n+1)/(n+2)$: this direction of the
+# divergence avoids places where the posterior has little mass, and so it shrinks.
 
 # %%
 n, s2 = statistics.n, statistics.s2
@@ -382,8 +393,7 @@ for name, error in errors.items():
 # %% [markdown]
 # ### How far is it from the truth?
 #
-# Evidence minus bound is the divergence, and here all three are known. With Stirling's series in mind it is close to
-# $1/(2n)$:
+# Log evidence minus bound is the divergence, and here all three are known. By Stirling's series it tends to $1/(2n)$:
 #
 # $$
 # \mathrm{KL}(n) = -\tfrac12 + \tfrac12 \log\tfrac{n+1}{2} + \left(\tfrac n2 + 1\right) \log\tfrac{n+2}{n+1} + \log\Gamma\!\left(\tfrac{n+1}2\right) - \log\Gamma\!\left(\tfrac n2 + 1\right) .
@@ -403,12 +413,13 @@ for size in sizes:
     q = result.state
     m = q.mu.sample((40_000,), generator)
     g = q.lam.sample((40_000,), generator)
-    ratio = q.mu.log_prob(m) + q.lam.log_prob(g) - truth.log_prob(m, g)
-    sampled.append((ratio.mean(), ratio.std() / 200))
+    log_ratio = truth.log_prob(m, g) - q.mu.log_prob(m) - q.lam.log_prob(g)
+    sampled.append((-log_ratio.mean(), log_ratio.std() / 200))
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
-    "evidence minus bound against the closed form",
+    "log evidence minus bound against the closed form",
     max(abs(g - vi.kl_gap(s)) for g, s in zip(gaps, sizes, strict=True)),
     high=1e-10,
     because="an identity, for eight sample sizes",
@@ -430,7 +441,8 @@ claim(
     because="closed form",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 fig, ax = plt.subplots()
 grid_n = torch.arange(2, 1001)
 ax.loglog(grid_n, [vi.kl_gap(int(i)) for i in grid_n], label="closed form")
@@ -443,7 +455,7 @@ ax.errorbar(
     color="C1",
     label="sampled, two standard errors",
 )
-ax.loglog(sizes, gaps, "k+", ms=9, label="evidence minus bound")
+ax.loglog(sizes, gaps, "k+", ms=9, label="log evidence minus bound")
 ax.set(xlabel="$n$", ylabel="KL in nats")
 ax.legend()
 figure(
@@ -456,42 +468,44 @@ figure(
 )
 
 # %% [markdown]
-# At $n = 10$ the gap is [0.0448](#kl-gap-at-n-10) nats. Sampling, the bound and the closed form agree, and the line $1/(2n)$ is
-# good from about $n = 10$ on.
+# At $n = 10$ the gap is [0.0448](#kl-gap-at-n-10) nats. Sampling, the bound and the closed form agree. The line $1/(2n)$ is 12 % too
+# high at $n = 10$ and 4 % at $n = 30$.
 #
 # > **It breaks.** Forget that $\mu$ is uncertain, and update $q(\lambda)$ with $S = n s^2$ instead of $S = n s^2 + 1/\mathbb E\lambda$. From far away the
-# > wrong loop converges, quietly, to another answer. Started at the right one it falls, and the loop says so: this is the
-# > test to run on every new update.
+# > bound rises all the way to another answer: a bound that never falls is no proof. Near an optimum the fall shows at
+# > once, so run each new update from many states.
 
 # %%
 from dataclasses import replace
 
 
 def forgetful(state):
+    """The update of lambda with one term missing."""
     shape = torch.full_like(s2, n / 2 + 1)
     return replace(state, lam=vi.GammaFactor(shape, n * s2 / 2))
 
 
 updates = vi.normal_updates(statistics) | {"lambda": forgetful}
+exact_fall = (n / 2 + 1) * (1 / (n + 1) - math.log((n + 2) / (n + 1)))
 try:
     vi.coordinate_ascent(
         fit.state, updates, lambda state: vi.normal_elbo(state, statistics)
     )
 except vi.BoundDecreased as error:
     print(error)
-    fall = float(str(error).split("by ")[1].split(";")[0])
+    fall = error.fall
 claim(
     "fall of the bound under the wrong update",
     fall,
-    low=1e-3,
-    high=1,
-    because="far above rounding, which is 1e-13",
+    low=exact_fall - 1e-9,
+    high=exact_fall + 1e-9,
+    because="KL of the wrong factor from the right one, closed form",
 )
 
 # %% [markdown]
 # A remark on the prior. Flat in $\lambda$ is not the usual reference prior, which is $1/\lambda$. Under that one the fixed point is the
-# inverse of the unbiased variance, and $\mu$ has the classical $t_{n-1}$ law: only then does a credible interval equal the
-# interval of the $t$ test above. `fit_normal(x, prior="reference")` computes it.
+# inverse of the unbiased variance, and the exact posterior of $\mu$ is the classical $t_{n-1}$: its credible interval is the interval
+# of the $t$ test above. The interval of the fit is shorter. `vi.fit_normal(x, prior="reference")` computes it.
 #
 # ### A coordinate step is a natural-gradient step
 #
@@ -535,7 +549,7 @@ y = y + 0.7 * torch.randn(40, generator=generator)
 data = vi.RegressionStatistics.of(X, y)
 flat = vi.fit_regression(data)
 claim(
-    "regression: evidence minus bound against the closed form",
+    "regression: log evidence minus bound against the closed form",
     abs(float(vi.exact_log_evidence(data)) - flat.bound - vi.kl_gap(40, 5)),
     high=1e-10,
     because="an identity, n = 40, d = 5",
@@ -546,8 +560,8 @@ claim(
     "regression: KL gap under a proper prior",
     float(vi.exact_log_evidence(data, prior)) - shrunk.bound,
     low=0,
-    high=vi.kl_gap(40, 5),
-    because="never negative; fewer effective parameters than d",
+    high=vi.kl_gap(40, 5, prior_shape=2),
+    because="never negative; the bound is the gap with flat coefficients",
 )
 
 # %% [markdown]
@@ -555,7 +569,8 @@ claim(
 #
 # With a Dirichlet prior on the weights and a normal-Wishart prior on each mean and precision, all factors have closed
 # updates ([Bishop, 2006](https://www.microsoft.com/en-us/research/publication/pattern-recognition-machine-learning/), section 10.2). The reference is scikit-learn's `BayesianGaussianMixture`. From the same start it must
-# end in the same place. Its bound drops constants; ours does not, so it is comparable with an evidence.
+# end in the same place: both start from the same k-means labels, with the same priors ($1/K$ for each of $K$ weights).
+# Its bound drops constants; ours does not, so it is comparable with an evidence.
 
 # %%
 import numpy as np
@@ -598,7 +613,8 @@ claim(
     because="the same fixed point from the same start",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 fig, ax = plt.subplots(figsize=(6.6, 3.6))
 ax.scatter(*points.T, s=9, color="0.6")
 turn = torch.linspace(0, 2 * math.pi, 100)
@@ -621,7 +637,8 @@ figure(
     " fitted components. Components that the data do not need have weights"
     " near zero.",
     caption="Six components, three needed. Numbers: posterior mean weights."
-    " The other three share the large pale ellipse, the prior, at 0.001 each.",
+    " The other three share the large pale ellipse, the prior, each with a"
+    " weight below 0.001.",
 )
 
 # %% [markdown]
@@ -631,11 +648,15 @@ figure(
 # %%
 even = torch.full((300, K), 1 / K)
 stuck = vi.fit_mixture(points, K, start=even)
+share = label.bincount() / 300
+clouds = [points[label == k].T.cov().logdet() / 2 for k in range(3)]
+inside = (share * (torch.stack(clouds) - share.log())).sum()
 claim(
-    "bits lost in the symmetric saddle, per point",
-    (mixture.bound - stuck.bound) / 300 / math.log(2),
-    low=0,
-    because="the saddle fits one Gaussian to three clouds",
+    "nats lost in the symmetric saddle, per point",
+    (mixture.bound - stuck.bound) / 300,
+    low=points.T.cov().logdet() / 2 - inside - 0.1,
+    high=points.T.cov().logdet() / 2 - inside + 0.1,
+    because="entropy of one Gaussian less that of three clouds; 0.1 for priors",
 )
 
 # %% [markdown]
@@ -644,29 +665,46 @@ claim(
 # Closed updates need conjugate models. The bound itself does not. Draw $\theta$ from $q$, evaluate two log densities, average:
 #
 # $$
-# \mathcal L(q_\phi) \approx \frac1K \sum_{k=1}^K \log p(x, \theta_k) - \log q_\phi(\theta_k), \qquad \theta_k = g(\epsilon_k; \phi) .
+# \mathcal L(q_\phi) \approx \frac1S \sum_{s=1}^S \big[\log p(x, \theta_s) - \log q_\phi(\theta_s)\big], \qquad \theta_s = g(\epsilon_s; \phi) .
 # $$
 #
-# Because the sample is written as a function $g$ of fixed noise $\epsilon_k$, gradients in $\phi$ pass through it: the
-# reparameterisation trick of [Kingma and Welling (2014)](https://arxiv.org/abs/1312.6114). The model is any Pyro program, and $q$ is
-# called its guide. `lib.vi.fit_guide` offers three Gaussians in unconstrained space, mean-field, full-rank and low-rank, and
+# Because the sample is written as a function $g$ of fixed noise $\epsilon_s$, gradients in $\phi$ pass through it: the
+# reparameterisation trick of [Kingma and Welling (2014)](https://arxiv.org/abs/1312.6114). The model is
+# any Pyro program with continuous latents, and $q$ is called its guide. `lib.vi.fit_guide` offers three Gaussians in unconstrained space, mean-field, full-rank and low-rank, and
 # takes any other guide that one writes.
-
-# %% tags=["remove-input"]
-show_source(
-    vi.elbo,
-    test="tests/vi/test_guides.py::test_elbo_is_that_of_pyro",
-)
-
-# %% [markdown]
-# Two details decide how well this works. The first is noise. The gradient has a term, the score of $q$, whose expectation
-# is zero. Leave it out, and the estimate stays unbiased, and its noise vanishes where $q$ meets the posterior: "stick the
-# landing" ([Roeder, Wu and Duvenaud, 2017](https://arxiv.org/abs/1703.09194)). At the optimum of a Gaussian posterior every single sample
-# then has gradient zero.
 
 # %%
 from lib.vi import targets
 
+x = 8 + torch.randn(10, generator=generator)
+x = x - x.mean() + 8
+mean_model = targets.normal_normal(x, 0.0, 1000.0, 1.0)
+
+
+def bound(mean, sd, noise):
+    """ELBO of N(mean, sd^2) for the mean of x, by reparameterised draws."""
+    mu = mean + sd * noise
+    log_joint = Normal(0.0, 1000.0).log_prob(mu)
+    log_joint = log_joint + Normal(mu[:, None], 1.0).log_prob(x).sum(1)
+    return (log_joint - Normal(mean, sd).log_prob(mu)).mean()
+
+
+noise = torch.randn(3, generator=generator)
+at_posterior = bound(mean_model.mean["mu"], mean_model.sd["mu"], noise)
+claim(
+    "ELBO from three draws of the exact posterior, against the evidence",
+    abs(at_posterior - mean_model.log_evidence),
+    high=1e-10,
+    because="there the ratio is constant: any draw gives log Z",
+)
+
+# %% [markdown]
+# Where $q$ is the posterior, the estimate has no noise at all. Its gradient still has, unless one looks closer. It has a term, the score of $q$, whose expectation
+# is zero. Leave it out, and the estimate stays unbiased, and its noise vanishes where $q$ meets the posterior: "stick the
+# landing" ([Roeder, Wu and Duvenaud, 2017](https://arxiv.org/abs/1703.09194)). When a full-rank guide meets a Gaussian posterior, every
+# single sample then has gradient zero.
+
+# %%
 line = targets.correlated_normal(0.8)
 full = vi.fit_guide(line.model, guide="full-rank")
 
@@ -686,39 +724,36 @@ def gradient_noise(stick_the_landing):
 
 
 # %%
-noise = gradient_noise(True)
 claim(
     "gradient noise at the optimum, stick the landing",
-    noise,
+    gradient_noise(True),
     high=1e-4,
     because="zero at the optimum itself; the fit stops nearby",
 )
 claim(
     "gradient noise at the optimum, all terms",
     gradient_noise(False),
-    low=1.667 * 0.7,
-    high=1.667 * 1.3,
+    low=1.667 * 0.64,
+    high=1.667 * 1.36,
     because="score of a Gaussian: root of 1/(1 - 0.64), four s.e.",
 )
 
 # %% [markdown]
-# The second is when to stop. A rule on the relative change of a noisy bound stops where progress is slow, which may be
-# far from the end. A public example: ten observations near 8, a flat prior, exact posterior mean 8; a library's defaults
-# returned 3.1 and reported no problem. Here the rule looks at the iterates. At a constant rate they must stand still, in
+# The other detail is when to stop. A rule on the relative change of a noisy bound stops where progress is slow, which may
+# be far from the end. [A public example](https://github.com/pymc-devs/pymc/issues/6271): data whose exact posterior mean is 8, and a library whose
+# default settings returned 3.1 and reported no problem. Here the rule looks at the iterates. At a constant rate they must stand still, in
 # units of the guide's own standard deviation; then the rate is cut, and the averages at two successive rates must agree
 # ([Welandawe, Andersen, Vehtari and Huggins, 2022](https://arxiv.org/abs/2203.15945)). The reason for stopping is part of the result.
 
 # %%
-x = 8 + torch.randn(10, generator=generator)
-mean_model = targets.normal_normal(x - x.mean() + 8, 0.0, 1000.0, 1.0)
 landed = vi.fit_guide(mean_model.model)
 away = landed.posterior().mean - mean_model.mean["mu"]
 print(f"{landed.reason} after {landed.steps} steps")
 claim(
     "distance from the exact mean 8, in posterior sd",
     (away / mean_model.sd["mu"]).abs(),
-    high=0.02,
-    because="the accuracy that was asked for",
+    high=0.05,
+    because="the accuracy that fit_guide is asked for, tol",
 )
 claim(
     "ELBO against the exact evidence",
@@ -730,30 +765,37 @@ claim(
 # %% [markdown]
 # ## Can the fit be trusted?
 #
-# One more nat of divergence looks like nothing in a bound of $-10^4$. What helps is the ratio $r(\theta) = \pi(\theta)/q(\theta)$ at samples
-# of $q$. If it is bounded, reweighting by $r$ repairs every estimate. If its tail is heavy, no sample size helps. The Pareto
-# shape $\hat k$ of the largest ratios measures the tail
-# ([Yao, Vehtari, Simpson and Gelman, 2018](https://arxiv.org/abs/1802.02538)): moments of $r$ of order up to $1/k$ exist, and above about 0.7
-# the fit should not be used.
+# The bound alone does not say: $\log Z$ is unknown. What helps is the ratio $r(\theta) = \pi(\theta)/q(\theta)$ at samples of $q$, which is known up
+# to a constant. If $P_q(r > t)$ falls like $t^{-1/k}$, moments of $r$ of order below $1/k$ exist. Always $k \le 1$, because $\mathbb E_q r = 1$. For
+# $k < \frac12$ the ratio has finite variance, and weights proportional to $r$ repair every estimate; above about 0.7 the number of draws
+# that this takes is out of reach ([Yao, Vehtari, Simpson and Gelman, 2018](https://arxiv.org/abs/1802.02538)). The estimate $\hat k$ comes from a Pareto law fitted to the
+# largest ratios.
 #
-# For a mean-field fit of a Gaussian with correlation $\rho$ all is known. Each variance of the fit is $1/\Lambda_{ii}$, smaller than the
-# true one by $1 - \rho^2$. The divergence is $-\frac12 \log(1 - \rho^2)$. And $k = |\rho|$ exactly: along the worst direction the ratio
-# has tail index $1 - \lambda_{\min}$ of the correlation matrix. So the famous alarm at 0.7 is the statement "correlation above 0.7".
+# Take a Gaussian in two dimensions with unit variances, correlation $\rho$ and precision matrix $\Lambda$. Each variance of the mean-field fit is
+# $1/\Lambda_{ii} = 1 - \rho^2$, and the divergence is $-\frac12 \log(1 - \rho^2)$. In units of the fit, with $u$ and $v$ standard normal,
+#
+# $$
+# \log r = \rho\, w_1 w_2 + \text{const} = \tfrac\rho2 (u^2 - v^2) + \text{const} ,
+# $$
+#
+# so $P(r > t)$ falls like $t^{-1/|\rho|}$, up to a logarithm: $k = |\rho|$. In two dimensions the alarm at 0.7 is the statement
+# "correlation above 0.7". In more dimensions $k$ is one minus the smallest eigenvalue of $\Lambda$ scaled to unit diagonal; ten
+# variables with all correlations 0.3 already have $k = 0.79$ (`lib.vi.exact_khat_gaussian`).
 
 # %%
-rhos, khats, draws = [0.0, 0.3, 0.5, 0.7, 0.8, 0.9], [], 1_000_000
+rhos, khats, draws = [0.3, 0.5, 0.7, 0.8, 0.9], [], 1_000_000
 for rho in rhos:
     covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
     sd = vi.mean_field_variances(covariance).sqrt()
     z = sd * torch.randn(draws, 2, generator=generator)
     truth = torch.distributions.MultivariateNormal(torch.zeros(2), covariance)
-    ratio = truth.log_prob(z) - Normal(0, sd).log_prob(z).sum(-1)
-    khats.append(vi.pareto_khat(ratio).k)
+    log_ratio = truth.log_prob(z) - Normal(0, sd).log_prob(z).sum(-1)
+    khats.append(vi.pareto_khat(log_ratio).k)
 claim(
-    "largest error of k-hat against |rho|, rho from 0.3",
-    max(abs(k - r) for k, r in zip(khats[1:], rhos[1:], strict=True)),
-    high=0.14,
-    because="exact tail index; four standard errors of k-hat, 0.035",
+    "largest error of k-hat against |rho|",
+    max(abs(k - r) for k, r in zip(khats, rhos, strict=True)),
+    high=0.2,
+    because="four standard errors of 0.035, and a bias of up to 0.06",
 )
 
 # %%
@@ -764,7 +806,7 @@ claim(
     fitted.posterior().variance.mean(),
     low=0.19 * 0.97,
     high=0.19 * 1.03,
-    because="1 - rho^2 = 0.19, to the accuracy of the fit",
+    because="1 - rho^2 = 0.19; ten seeds stayed within 1.4 %",
 )
 claim(
     "KL of the mean-field fit at correlation 0.9",
@@ -774,7 +816,8 @@ claim(
     because="-log(1 - 0.81)/2 = 0.830, four standard errors",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 fig, ax = plt.subplots()
 ax.plot([0, 1], [0, 1], "k", lw=1, label=r"exact, $k = |\rho|$")
 ax.plot(rhos, khats, "o", color="C1", label=r"$\hat k$ of $10^6$ draws")
@@ -785,22 +828,26 @@ ax.set(xlabel=r"correlation $\rho$", xlim=(0, 1), ylim=(-0.15, 1.2))
 ax.legend()
 figure(
     fig,
-    alt="Estimated tail index against correlation: points lie on the"
-    " diagonal and cross the alarm line 0.7 at correlation 0.7. The"
-    " divergence rises slowly there, to 0.34 nats.",
+    alt="Estimated tail index against correlation: points lie on or a little"
+    " below the diagonal, which crosses the alarm line 0.7 at correlation"
+    " 0.7. The divergence is still low there, 0.34 nats.",
     caption="The tail index of a mean-field fit is the correlation that it"
     " ignores. At the alarm the divergence is only 0.34 nats.",
 )
 
 # %% [markdown]
+# The estimate sits a little below $k$: the power law holds up to a logarithm only.
+#
 # ### Hard cases
 #
-# Three targets on which Gaussian guides fail, each with known evidence $\log Z = 0$, so that the missing nats are known too.
-# The funnel, $v \sim N(0, 3^2)$ and $x_i \mid v \sim N(0, e^v)$, is the shape of every hierarchical model whose scale is unknown.
+# Three targets on which the mean-field guide fails, each with known evidence $\log Z = 0$, so that the missing nats are known
+# too. The funnel, $v \sim N(0, 3^2)$ and $x_i \mid v \sim N(0, e^v)$, is the prior of a hierarchical model with unknown scale. It can be written in
+# two ways. Centred: sample $x_i$ itself, with scale $e^{v/2}$. Not centred: sample $\xi_i \sim N(0, 1)$ and put $x_i = e^{v/2} \xi_i$. The model is the
+# same, the coordinates in which the guide is Gaussian are not.
 
 # %%
 cases = {
-    "correlation 0.95": targets.correlated_normal(0.95),
+    "correlation 0.99": targets.correlated_normal(0.99),
     "funnel": targets.funnel(9, centred=True),
     "funnel, not centred": targets.funnel(9, centred=False),
     "two modes": targets.two_modes(10.0, 0.6),
@@ -808,23 +855,24 @@ cases = {
 rows = {}
 for name, case in cases.items():
     got = vi.fit_guide(case.model, max_steps=2000)
-    khat = vi.pareto_khat(got.log_ratio(50_000, generator))
+    khat = vi.pareto_khat(got.log_ratio(200_000, generator))
     rows[name] = (-got.elbo.value, khat.k, got.reason)
     print(f"{name:20} KL {rows[name][0]:6.3f}  k-hat {khat.k:5.2f}", end="")
     print(f"  {'trusted' if khat.reliable else 'rejected'}  {got.reason}")
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
-    "k-hat of the mean-field fit at correlation 0.95",
-    rows["correlation 0.95"][1],
+    "k-hat of the mean-field fit at correlation 0.99",
+    rows["correlation 0.99"][1],
     low=0.7,
-    because="exact value 0.95",
+    because="exact value 0.99, less bias and four standard errors of 0.05",
 )
 claim(
     "k-hat of the funnel",
     rows["funnel"][1],
     low=0.7,
-    because="the neck is outside the reach of any Gaussian",
+    because="true k = 1: x has heavier tails than any Gaussian",
 )
 claim(
     "KL of the funnel in the right coordinates",
@@ -835,10 +883,14 @@ claim(
 )
 
 # %% [markdown]
+# The fit to the funnel did not even come to rest within its 2,000 steps, and says so. In the other coordinates the same
+# model is a Gaussian, and the fit is exact.
+#
 # > **It breaks.** Of the two modes one is missing, and $\hat k$ says that all is well: the samples come from $q$, and $q$ has never
-# > been there. Only the evidence shows the loss, one factor of two.
+# > been there. Here the loss, a factor of two, shows only because $\log Z$ is known.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "k-hat of the fit that misses a mode",
     rows["two modes"][1],
@@ -858,28 +910,30 @@ claim(
 #
 # The second check asks whether stated uncertainties come true. Draw parameters from the prior, data from the model, fit,
 # and note the rank of the true value among draws from the fit. If the posterior is right the ranks are uniform; a U shape means
-# overconfidence ([Talts, Betancourt, Simpson, Vehtari and Gelman, 2018](https://arxiv.org/abs/1804.06788)).
+# overconfidence ([Talts, Betancourt, Simpson, Vehtari and Gelman, 2018](https://arxiv.org/abs/1804.06788)). The model below is linear and Gaussian, so that
+# both the exact posterior and the mean-field fit are closed forms and no optimiser is involved.
 
 # %%
-m, L = 2000, 63
-A = torch.tensor([[1.0, 0.9], [0.0, 0.3]])
-truth = torch.randn(m, 2, generator=generator)
-y = truth @ A.T + 0.3 * torch.randn(m, 2, generator=generator)
-covariance = torch.linalg.inv(torch.eye(2) + A.T @ A / 0.09)
-mean = y @ A @ covariance / 0.09
-noise = torch.randn(L, m, 2, generator=generator)
+sets, draws = 2000, 79
+X = torch.tensor([[1.0, 0.9], [0.0, 0.3]])
+truth = torch.randn(sets, 2, generator=generator)
+y = truth @ X.T + 0.3 * torch.randn(sets, 2, generator=generator)
+covariance = torch.linalg.inv(torch.eye(2) + X.T @ X / 0.09)
+mean = y @ X @ covariance / 0.09
+noise = torch.randn(draws, sets, 2, generator=generator)
 samples = {
     "mean-field": mean + vi.mean_field_variances(covariance).sqrt() * noise,
     "exact": mean + noise @ torch.linalg.cholesky(covariance).T,
 }
 results = {
     name: vi.calibration_test(
-        vi.calibration_ranks(truth[:, 0], s[..., 0].T.contiguous()), L
+        vi.calibration_ranks(truth[:, 0], s[..., 0].T.contiguous()), draws
     )
     for name, s in samples.items()
 }
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "calibration of the exact posterior, p-value",
     results["exact"].p_value,
@@ -894,7 +948,8 @@ claim(
 )
 print("mean-field is", results["mean-field"].direction)
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 fig, axes = plt.subplots(1, 2, figsize=(6.6, 2.4), sharey=True)
 for ax, (name, r) in zip(axes, results.items(), strict=True):
     ax.bar(range(len(r.counts)), r.counts, width=0.9)
@@ -914,8 +969,8 @@ figure(
 #
 # Effects $y_i$ of coaching in eight schools, with standard errors $\sigma_i$ (Rubin, 1981): $\theta_i \sim N(\mu, \tau^2)$, $y_i \sim N(\theta_i, \sigma_i^2)$,
 # $\mu \sim N(0, 5^2)$, $\tau$ half-Cauchy with scale 5. Given $\tau$ all is Gaussian, so the exact posterior is an integral in one dimension, and
-# `lib.vi.targets.eight_schools_exact` computes it. A second, independent source are the reference draws of posteriordb
-# ([Magnusson, Torgander, Bürkner, Zhang, Carpenter and Vehtari, 2024](https://arxiv.org/abs/2407.04967)), obtained by Hamiltonian Monte Carlo.
+# `lib.vi.targets.eight_schools_exact` computes it. A second, independent source is the set of reference draws of posteriordb
+# ([Magnusson, Torgander, Bürkner, Zhang, Carpenter and Vehtari, 2024](https://arxiv.org/abs/2407.04967)), obtained by Hamiltonian Monte Carlo. Centred, the guide is Gaussian in $\theta$; not centred, in $\xi$, with $\theta_i = \mu + \tau \xi_i$.
 
 # %%
 true = targets.eight_schools_exact()
@@ -943,39 +998,41 @@ fits = {}
 for centred in (True, False):
     model = targets.eight_schools(centred).model
     for family in ("mean-field", "full-rank"):
-        got = vi.fit_guide(model, guide=family, max_steps=3000)
+        got = vi.fit_guide(model, guide=family, max_steps=6000)
         z, ratio = got.draw(50_000, generator)
         theta = (
             z["theta"]
             if centred
-            else z["mu"][:, None] + (z["tau"][:, None] * z["eta"])
+            else z["mu"][:, None] + (z["tau"][:, None] * z["xi"])
         )
         values = torch.cat(
             [z["mu"][:, None], z["tau"][:, None], theta[:, [0, 2, 6]]], 1
         )
         name = f"{family}, {'centred' if centred else 'not centred'}"
-        fits[name] = values, ratio, true.log_evidence - got.elbo.value
+        fits[name] = values, ratio, true.log_evidence - got.elbo.value, got
 
-# %% tags=["hide-input"]
-print(f"{'':24}{'KL':>6}{'k-hat':>7}   ", *(f"{n:>12}" for n in names))
-line = [
-    f"{m:6.2f} ±{s:4.1f}" for m, s in zip(exact_mean, exact_sd, strict=True)
-]
-print(f"{'exact':24}{0:6.3f}{'':7}   ", *(f"{e:>12}" for e in line))
-for name, (values, ratio, kl) in fits.items():
+# %% cellView="form" tags=["hide-input"]
+# @title Table
+print(f"{'':24}{'KL':>12}{'k-hat':>7}  ", *(f"{n:>11}" for n in names))
+cells = zip(exact_mean, exact_sd, strict=True)
+line = [f"{m:5.2f} ±{s:4.1f}" for m, s in cells]
+print(f"{'exact':24}{'':19}  ", *(f"{e:>11}" for e in line))
+for name, (values, ratio, kl, got) in fits.items():
     cells = zip(values.mean(0), values.std(0), strict=True)
-    line = [f"{m:6.2f} ±{s:4.1f}" for m, s in cells]
+    line = [f"{m:5.2f} ±{s:4.1f}" for m, s in cells]
+    kl = f"{kl:.2f} ±{got.elbo.stderr:.2f}"
     khat = vi.pareto_khat(ratio).k
-    print(f"{name:24}{kl:6.3f}{khat:7.2f}   ", *(f"{e:>12}" for e in line))
+    print(f"{name:24}{kl:>12}{khat:7.2f}  ", *(f"{e:>11}" for e in line))
+    print(f"{'':24}{got.reason} after {got.steps} steps")
 
 # %%
-values, ratio, _ = fits["full-rank, not centred"]
+values, ratio, _, _ = fits["full-rank, not centred"]
 weighted = vi.psis_moments(values, ratio)
 claim(
     "eight schools: worst mean after reweighting, in posterior sd",
     ((weighted.mean - exact_mean) / exact_sd).abs().max(),
     high=0.1,
-    because="exact quadrature; k-hat is below 0.7",
+    because="exact quadrature; four standard errors and smoothing bias",
 )
 claim(
     "eight schools: k-hat of full-rank, not centred",
@@ -983,26 +1040,34 @@ claim(
     high=0.7,
     because="weights have a tail that smoothing can handle",
 )
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
+(_, _, good, fit_good), (_, _, bad, fit_bad) = (
+    fits["mean-field, not centred"],
+    fits["full-rank, centred"],
+)
+error = math.hypot(fit_good.elbo.stderr, fit_bad.elbo.stderr)
 claim(
     "eight schools: KL of mean-field, not centred",
-    fits["mean-field, not centred"][2],
-    low=0,
-    high=fits["full-rank, centred"][2],
-    because="exact evidence; never negative; the better coordinates win",
+    good,
+    low=-4 * error,
+    high=bad - 4 * error,
+    because="exact evidence; significantly below full-rank, centred",
 )
 claim(
     "eight schools: KL of full-rank, centred",
-    fits["full-rank, centred"][2],
-    low=1,
-    high=2,
-    because="exact evidence; three seeds gave 1.25 to 1.32",
+    bad,
+    low=good + 4 * error,
+    because="exact evidence; significantly above mean-field, not centred",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
+# @title Figure
 fig, ax = plt.subplots(figsize=(6.6, 3.4))
 place = torch.arange(len(names), dtype=torch.float64)
 ax.errorbar(place - 0.3, exact_mean, exact_sd, fmt="ks", label="exact")
-for shift, (name, (values, _, _)) in zip(
+for shift, (name, (values, *_)) in zip(
     (-0.15, 0.0, 0.15, 0.3), fits.items(), strict=True
 ):
     ax.errorbar(
@@ -1016,7 +1081,7 @@ figure(
     fig,
     alt="Means with one standard deviation for five quantities, exact and for"
     " four fits. The two fits in centred coordinates have a larger and far"
-    " too narrow tau; the others agree with the exact moments.",
+    " too narrow tau; the others are much closer to the exact moments.",
     caption="Coordinates matter more than the family: a mean-field guide in"
     " good coordinates beats a full-rank one in bad coordinates.",
 )
@@ -1024,18 +1089,20 @@ figure(
 # %% [markdown]
 # The table and the figure say the same. Without centring, a mean-field guide is
 # [0.31](#eight-schools-kl-of-mean-field-not-centred) nats from the truth; with centring, even the full covariance stays at
-# [1.31](#eight-schools-kl-of-full-rank-centred), with a $\hat k$ that tells. A Gaussian has one width, a funnel has all of them.
-# Reweighting the better fit brings every mean within [0.02](#eight-schools-worst-mean-after-reweighting-in-posterior-sd) posterior
-# standard deviations of the exact one.
+# [1.31](#eight-schools-kl-of-full-rank-centred), with a $\hat k$ that tells. The width of a funnel changes along it; that of a Gaussian
+# does not. Reweighting the full-rank fit without centring brings every mean within
+# [0.02](#eight-schools-worst-mean-after-reweighting-in-posterior-sd) posterior standard deviations of the exact one.
 #
 # ## Summary
 #
-# - The best simple approximation is the one that maximises the bound, and evidence minus bound is its divergence.
-# - Coordinate ascent sets each factor to $e^{h_j}$. The bound never falls; a fall is a bug, and the loop says where.
-# - Mean-field fits get means right and variances too small. For the normal sample all ratios are closed: $(n-1)/(n+1)$,
-#   $(n+1)/(n+2)$, and a gap near $1/(2n)$.
-# - The bound needs samples only, so any model will do. Judge the optimiser by its iterates and not by its loss.
-# - $\hat k$ and calibration say whether to trust a fit. Neither sees a mode that was never visited.
+# - The best approximation in a family maximises the bound, and log evidence minus bound is its divergence.
+# - Coordinate ascent sets each factor to $c\, e^{h_j}$. The bound never falls; a fall is a bug, and the loop says where.
+# - For Gaussians and for the normal sample, mean field gets the means exactly and the variances too small, with closed
+#   ratios and a gap near $1/(2n)$. For other posteriors the variances are usually too small, and means may be off.
+# - The bound needs samples only, so any model with continuous latents will do. Judge the optimiser by its iterates and not
+#   by its loss.
+# - $\hat k$ says whether reweighting can repair a fit. It cannot see a mode that $q$ never visits. Calibration can, since its
+#   truths come from the prior, but only on average over data sets.
 #
 # ## Exercises
 #
@@ -1046,7 +1113,8 @@ figure(
 
 # %% cellView="form" tags=["hide-cell"]
 # @title Solution to exercise 1
-# The shape of q(lambda) loses one: n/2. The fixed point is (n-1)/(n s2).
+# The shape of q(lambda) loses one: n/2. With u = 1/E lambda a sweep maps u to
+# (n s2 + u)/n, with the fixed point n s2/(n-1), the unbiased variance.
 x = torch.randn(10, generator=generator)
 data = vi.SufficientStatistics.of(x)
 classic = vi.fit_normal(data, prior="reference")
@@ -1060,10 +1128,10 @@ claim(
 gap = float(truth.log_evidence()) - classic.bound
 claim(
     "exercise 1: gap for n = 10",
-    gap - vi.kl_gap(10, prior_shape=0),
-    low=-1e-10,
-    high=1e-10,
-    because="closed form; the gap itself is 0.0546 nats",
+    gap,
+    low=vi.kl_gap(10, prior_shape=0) - 1e-10,
+    high=vi.kl_gap(10, prior_shape=0) + 1e-10,
+    because="closed form",
 )
 
 # %% [markdown]
@@ -1076,6 +1144,7 @@ claim(
 # %% cellView="form" tags=["hide-cell"]
 # @title Solution to exercise 2
 # log p(c, s, r, wet) as a table; q is a product of three Bernoulli laws.
+# 1e-300 stands for zero, so that the logarithm is finite.
 cloud = torch.tensor([0.5, 0.5])
 sprinkler = torch.tensor([[0.5, 0.5], [0.9, 0.1]])  # [cloudy, on]
 rain = torch.tensor([[0.8, 0.2], [0.2, 0.8]])
@@ -1111,11 +1180,15 @@ backwards = dict(reversed(updates.items()))
 posterior = (joint - joint.logsumexp((0, 1, 2))).exp()
 print("sprinkler and rain, exact:", posterior.sum((0, 2))[1], end=" ")
 print(posterior.sum((0, 1))[1])
+# Mean field declares one cause certain, and the order of updates decides which.
+# The bounds tell the two optima apart; log Z shows what both lack.
+print("log Z:", joint.logsumexp((0, 1, 2)))
 for first, order in (("sprinkler", updates), ("rain", backwards)):
-    q = vi.coordinate_ascent(half, order, bound).state
-    print(f"mean field, {first} updated first:", q[1][1], q[2][1])
+    result = vi.coordinate_ascent(half, order, bound)
+    q = result.state
+    print(f"{first} first:", q[1][1], q[2][1], "bound", result.bound)
     claim(
-        f"exercise 2: the surer cause, {first} updated first",
+        f"exercise 2: the surer cause, {first} before the other",
         max(q[1][1], q[2][1]),
         low=1 - 1e-6,
         because="wet without a cause is impossible: one must be sure",
@@ -1142,43 +1215,44 @@ ratio = Normal(0.0, 1.0).log_prob(z) - Normal(0.0, 0.6).log_prob(z)
 claim(
     "exercise 3: k-hat at s = 0.6",
     vi.pareto_khat(ratio).k,
-    low=0.54,
-    high=0.74,
-    because="exact value 0.64; k-hat of 2e5 draws is good to 0.05",
+    low=0.44,
+    high=0.84,
+    because="exact value 0.64; four standard errors of 0.045, and the bias",
 )
 
 # %% [markdown]
 # ## What the sources left open
 #
-# The lecture that this page grew out of stops at the fixed point. Four questions remained.
+# This page grew out of a recitation on interpretability, VAEs and GANs (2021), which stops at the fixed point. Four questions
+# remained.
 #
 # *How far is the fixed point from the posterior?* By the closed form above, close to $1/(2n)$ nats, whatever the data.
 #
 # *Is any part of it exact?* The mean of both parameters. The variances are not, with the ratios above.
 #
-# *Does the likelihood-ratio reading carry over to the posterior?* Only under the prior $1/\lambda$: then the credible interval is the
-# $t$ interval. Under the flat prior of the lecture it has two degrees of freedom more.
+# *Is the credible interval the $t$ interval?* For the exact posterior, under the prior $1/\lambda$. Under the flat prior it has two degrees of
+# freedom more.
 #
-# *Is a small divergence enough?* No. For this very fit the true tail index is $k = 1$ at every $n$: where $\lambda$ is small, the
-# posterior is wider in $\mu$ than any product can be. A sample sees less of this the larger $n$ is.
+# *Is a small divergence enough?* No. The posterior of $\mu$ has the polynomial tails of a $t$ law and $q(\mu)$ has Gaussian ones, so for this
+# very fit $k = 1$ at every $n$, the largest possible. A sample sees little of it.
 
 # %%
 data = vi.SufficientStatistics.of(torch.randn(10, generator=generator))
 q, truth = vi.fit_normal(data).state, vi.ExactNormal(data)
 mu = q.mu.sample((100_000,), generator)
 lam = q.lam.sample((100_000,), generator)
-ratio = truth.log_prob(mu, lam) - q.mu.log_prob(mu) - q.lam.log_prob(lam)
+log_ratio = truth.log_prob(mu, lam) - q.mu.log_prob(mu) - q.lam.log_prob(lam)
 claim(
     "k-hat of the normal sample, n = 10",
-    vi.pareto_khat(ratio).k,
-    low=0.4,
-    high=1.0,
-    because="below its limit 1 at any finite number of draws",
+    vi.pareto_khat(log_ratio).k,
+    low=0.33,
+    high=0.85,
+    because="twenty seeds: 0.59 ± 0.065; the true index is 1",
 )
 
 # %% [markdown]
-# At $n = 10$ the divergence is [0.0448](#kl-gap-at-n-10) nats and $\hat k$ is [0.58](#k-hat-of-the-normal-sample-n-10). Divergence and tail answer different
-# questions, and a report needs both.
+# At $n = 10$ the divergence is [0.0448](#kl-gap-at-n-10) nats and $\hat k$ is [0.59](#k-hat-of-the-normal-sample-n-10): it passes the rule of 0.7,
+# although the true index is 1. Divergence and tail answer different questions, and a report needs both.
 #
 # ## All claims of this page
 

@@ -139,6 +139,7 @@ class Run:
         key: digest of what it ran from.
         passed: nbmake's verdict.
         seconds: sum over the cells, from nbmake's timing.
+        one_core_seconds: processor time of the whole run, with the start of the kernel.
         threads: torch threads that it was given.
         cpu: processor.
         log: what pytest printed.
@@ -148,20 +149,19 @@ class Run:
     key: str
     passed: bool
     seconds: float
+    one_core_seconds: float
     threads: int
     cpu: str
     log: str
-
-    @property
-    def one_core_seconds(self) -> float:
-        """Upper bound on the seconds that one core needs: wall time times threads."""
-        return self.seconds * self.threads
 
 
 def last_run(root: Path, name: str) -> Run | None:
     """The kept run of a chapter, whatever it ran from."""
     path = root / "_build" / "executed" / f"{name}.json"
-    return Run(**json.loads(path.read_text())) if path.exists() else None
+    try:
+        return Run(**json.loads(path.read_text()))
+    except (FileNotFoundError, TypeError, ValueError):  # none, or of another version of this file
+        return None
 
 
 def stale(root: Path, names: Iterable[str]) -> list[str]:
@@ -225,23 +225,46 @@ def _execute(root: Path, name: str, threads: int, cpu: str) -> Run:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTEST_ADDOPTS": "",
     }
-    command = ["--nbmake", "--overwrite", f"--nbmake-timeout={CELL_SECONDS}"]
+    flags = ["--nbmake", "--overwrite", f"--nbmake-timeout={CELL_SECONDS}"]
     with tempfile.TemporaryDirectory() as folder:  # an empty folder outside the checkout
         copy = Path(folder) / f"{name}.ipynb"
         nbformat.write(read(root / "nbs" / f"{name}.md"), copy)
-        result = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *command, str(copy)],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *flags,
+            str(copy),
+        ]
+        log = Path(folder) / "log"
+        with (
+            log.open("w") as out,
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            ) as process,
+        ):
+            _, status, usage = os.wait4(process.pid, 0)  # with the time of pytest and its kernel
+            process.returncode = os.waitstatus_to_exitcode(status)
+        printed = log.read_text()
         executed = nbformat.read(copy, as_version=4)
-    passed = result.returncode == 0
-    log = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)  # a log is read in many places
-    run = Run(name, made_from, passed, cell_seconds(executed), threads, cpu, log)
+    run = Run(
+        name=name,
+        key=made_from,
+        passed=process.returncode == 0,
+        seconds=cell_seconds(executed),
+        one_core_seconds=usage.ru_utime + usage.ru_stime,
+        threads=threads,
+        cpu=cpu,
+        log=re.sub(r"\x1b\[[0-9;]*m", "", printed),  # a log is read in many places
+    )
     # A failed run is kept too, for reading; `stale` never takes it for a good one.
     nbformat.write(executed, store / f"{name}.ipynb")
     (store / f"{name}.json").write_text(json.dumps(asdict(run), indent=1) + "\n")

@@ -74,7 +74,8 @@ class Claim:
             return f"at least {self.low:.4g}"
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         if half < 1e-3 * abs(middle):
-            return f"{middle:.5g} ± {half:.1g}"
+            digits = min(17, max(5, 2 - math.floor(math.log10((half or 1e-16) / abs(middle)))))
+            return f"{middle:.{digits}g} ± {half:.2g}"
         return f"{self.low:.4g} to {self.high:.4g}"
 
     @property
@@ -129,8 +130,8 @@ def scale(cpu: Size, gpu: Size) -> Size:
 def claim(
     name: str,
     value: Any,
-    low: float | None = None,
-    high: float | None = None,
+    low: Any = None,
+    high: Any = None,
     because: str = "",
 ) -> None:
     """State a number: assert its interval, print one line, keep it for prose and table.
@@ -141,8 +142,8 @@ def claim(
     Args:
         name: what is measured; its slug is the anchor.
         value: a number, a tensor of one element, or a `lib.metrics.Measured`.
-        low: smallest value that holds.
-        high: largest value that holds.
+        low: smallest value that holds, a number or a tensor of one element.
+        high: largest value that holds, likewise.
         because: the reason of the interval.
 
     Raises:
@@ -151,21 +152,21 @@ def claim(
     """
     measured = hasattr(value, "stderr")  # a lib.metrics.Measured, which knows its floor
     floor, raw = (value.floor, value.value) if measured else (None, value)
-    if torch.is_tensor(raw) and raw.numel() != 1:
-        reject("value", "one number", f"shape {tuple(raw.shape)}")
-    try:
-        number = float(raw)
-    except (TypeError, ValueError):
-        reject("value", "one number", type(raw).__name__)
+    number = _number("value", raw)
+    low = None if low is None else _number("low", low)
+    high = None if high is None else _number("high", high)
     if low is None and high is None:
         reject("low, high", "at least one of them", "neither")
+    if any(end is not None and math.isnan(end) for end in (low, high)):
+        reject("low, high", "numbers", f"{low}, {high}")
     if low is not None and high is not None and not low <= high:
         reject("low, high", "low <= high", f"{low}, {high}")
-    if not because.strip():
-        reject("because", "the reason of the interval", repr(because))
+    for argument, text in (("name", name), ("because", because)):
+        if not isinstance(text, str) or not text.strip():
+            reject(argument, "words", repr(text))
     made = Claim(name, number, low, high, because, None if floor is None else float(floor))
     _run.claims[name] = made
-    _show({"text/plain": str(made)}, {"claim": asdict(made)})
+    _show({"text/plain": str(made)}, {"claim": asdict(made)} if made.holds else {})
     if not made.holds:
         raise ClaimFailed(str(made))
 
@@ -197,9 +198,15 @@ def figure(fig: Any, *, alt: str, caption: str) -> None:
     import matplotlib.pyplot as plt
     from PIL import Image
 
-    if len(alt.split()) < 6 or re.match(r"(?i)(a |an |the )?(figure|plot|image)\b", alt):
+    if not hasattr(fig, "savefig"):
+        reject("fig", "a matplotlib figure", type(fig).__name__)
+    if (
+        not isinstance(alt, str)
+        or len(alt.split()) < 6
+        or re.match(r"(?i)(a |an |the )?(figure|plot|image)\b", alt)
+    ):
         reject("alt", "a sentence saying what the figure shows", repr(alt))
-    if len(caption.split()) < 4:
+    if not isinstance(caption, str) or len(caption.split()) < 4:
         reject("caption", "a sentence saying what to look at", repr(caption))
     raw = io.BytesIO()
     fig.savefig(raw, format="png", dpi=200, bbox_inches="tight", pad_inches=0.05)
@@ -277,6 +284,16 @@ def repository() -> str:
     return ""
 
 
+def _number(argument: str, value: Any) -> float:
+    """One number, NaN and infinity included, as a float."""
+    if torch.is_tensor(value) and value.numel() != 1:
+        reject(argument, "one number", f"shape {tuple(value.shape)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        reject(argument, "one number", type(value).__name__)
+
+
 def _show(data: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Display a MIME bundle in a notebook; print its text in a plain process."""
     from IPython import get_ipython
@@ -300,11 +317,11 @@ def _without_docstrings(source: str) -> str:
 
 
 def _line_of_test(test: str) -> str:
-    file, _, name = test.partition("::")
+    file, _, name = str(test).partition("::")
     path = ROOT / file
     if not (ROOT / "tests").is_dir():  # installed as a package: nothing to compare with
         return ""
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         reject("test", "a file of the test suite", repr(test))
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name.split("::")[-1]:

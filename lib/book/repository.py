@@ -10,12 +10,13 @@ import yaml
 from lib.book import notebooks
 from lib.checks import reject
 
-URL = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
+URL = re.compile(r"https://github\.com/[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def address(root: Path) -> str:
     """The repository's URL, as ``_config.yml`` gives it."""
-    return yaml.safe_load((root / "_config.yml").read_text())["repository"]["url"]
+    config = yaml.safe_load((root / "_config.yml").read_text())
+    return config.get("repository", {}).get("url")
 
 
 def derived(root: Path) -> list[Path]:
@@ -38,21 +39,22 @@ def rewrite(root: Path, url: str) -> list[Path]:
     Raises:
         ValueError: ``url`` is not the address of a GitHub repository.
     """
-    url = url.rstrip("/").removesuffix(".git")
-    if not URL.fullmatch(url):
+    if not isinstance(url, str):
         reject("url", "https://github.com/OWNER/NAME", repr(url))
-    old = address(root)
+    url, old = url.rstrip("/").removesuffix(".git"), address(root)
+    for name, value in (("url", url), ("repository.url of _config.yml", old)):
+        if not isinstance(value, str) or not URL.fullmatch(value):
+            reject(name, "https://github.com/OWNER/NAME", repr(value))
+    # Colab's links name the repository without its host; no longer name may follow.
+    short, new = (text.removeprefix("https://github.com/") for text in (old, url))
+    pattern = re.compile(rf"(github\.com/|/github/){re.escape(short)}(?![\w-]|\.(?!git\b)\w)")
     changed = []
     for path in [root / "_config.yml", *derived(root)]:
-        text = path.read_text()
-        if path.suffix == ".ipynb" or (path.parent.name == "nbs" and path.suffix == ".py"):
+        if path.parent.name == "nbs" and path.suffix != ".md":
             continue  # made from the .md below, with fresh cell ids
-        # Colab's links name the repository without its host.
-        new = text.replace(old, url).replace(
-            f"/github/{old.removeprefix('https://github.com/')}/",
-            f"/github/{url.removeprefix('https://github.com/')}/",
-        )
-        if new != text:
-            path.write_text(new)
+        text = path.read_bytes().decode()
+        replaced = pattern.sub(lambda found: found[1] + new, text)
+        if replaced != text:
+            path.write_bytes(replaced.encode())
             changed.append(path)
     return changed + [path for path in notebooks.sync(root) if path not in changed]

@@ -1,4 +1,4 @@
-"""The Sphinx side of the book: chapters stay plain Markdown, the page gets what paper cannot do.
+"""The Sphinx side of the book: chapters stay plain Markdown, the page gets what it cannot do.
 
 A chapter holds no directive and no role, so that it reads the same in Jupyter and on Colab. Here
 its text gains, when the book is rendered:

@@ -50,11 +50,25 @@ def test_claim_holds_exactly_inside_the_closed_interval(a, b, value):
         ({"value": 1.0, "high": 2, "because": "  "}, "because"),
         ({"value": torch.ones(2), "high": 2, "because": "b"}, "value"),
         ({"value": "many", "high": 2, "because": "b"}, "value"),
+        ({"value": 1.0, "high": torch.ones(2), "because": "b"}, "high"),
+        ({"value": 1.0, "low": "zero", "because": "b"}, "low"),
+        ({"value": 1.0, "low": math.nan, "because": "b"}, "low, high"),
+        ({"value": 1.0, "high": 2, "because": None}, "because"),
     ],
 )
-def test_claim_without_interval_reason_or_number_is_refused(arguments, names):
+def test_claim_without_interval_reason_or_number_is_refused(arguments, names, unchecked):
     with pytest.raises(ValueError, match=names):
         page.claim("x", **arguments)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-12, 1e3))
+def test_a_printed_interval_holds_what_the_interval_holds(middle, half):
+    """Rounded to what is printed, the interval still contains its middle and is as wide."""
+    made = page.Claim("x", middle, middle - half, middle + half, "test")
+    if "±" in made.asked:
+        printed, width = map(float, made.asked.split(" ± "))
+        assert abs(printed - middle) <= 0.06 * half + 1e-9 * abs(middle)
+        assert width == pytest.approx((made.high - made.low) / 2, rel=0.06)
 
 
 def test_claims_table_has_a_row_for_each_claim_and_escapes_bars(capsys):
@@ -71,6 +85,11 @@ def test_claims_table_has_a_row_for_each_claim_and_escapes_bars(capsys):
 def test_figure_needs_real_alternative_text(alt):
     with pytest.raises(ValueError, match="alt"):
         page.figure(plt.figure(), alt=alt, caption="What one should look at here.")
+
+
+def test_figure_needs_a_figure():
+    with pytest.raises(ValueError, match="fig: expected a matplotlib figure"):
+        page.figure(None, alt="A line rises from zero to one.", caption="What one should see here.")
 
 
 def test_figure_needs_a_caption():
@@ -109,9 +128,10 @@ def test_outputs_carry_what_the_book_needs():
     """In a kernel: claims keep their interval, figures their words, and nothing is drawn twice."""
     source = """
 from lib.book import *
+import torch
 import matplotlib.pyplot as plt
 start(seed=3)
-claim("one", 1.0, low=0, high=2, because="it is one")
+claim("one", torch.tensor(1.0), low=torch.tensor(0.0), high=2, because="it is one")
 fig, ax = plt.subplots()
 ax.plot([0, 1])
 figure(fig, alt="A line rises from zero to one.", caption="The line has slope one.")
