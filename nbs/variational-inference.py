@@ -228,6 +228,9 @@ def log_error(n):
 exponent = (log_error(400) - log_error(800)) / 400
 tail = torch.special.log_ndtr(-shift * torch.tensor([400.0, 800.0]).sqrt())
 exact_exponent = float(tail[0] - tail[1]) / 400
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "error exponent of the most powerful test",
     exponent,
@@ -255,6 +258,9 @@ n, s2, mu0 = len(x), x.var(correction=0), 0.0
 free = Normal(x.mean(), s2.sqrt())
 null = Normal(mu0, (s2 + (x.mean() - mu0) ** 2).sqrt())
 t = ttest_1samp(x, mu0).statistic
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "2n KL against the t statistic",
     abs(
@@ -494,6 +500,9 @@ try:
 except vi.BoundDecreased as error:
     print(error)
     fall = error.fall
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "fall of the bound under the wrong update",
     fall,
@@ -526,6 +535,9 @@ step = vi.natural_gradient(
     vi.gamma_log_normalizer,
 )
 updated = vi.gamma_natural(vi.normal_updates(statistics)["lambda"](state).lam)
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "natural-gradient step of size one against the update",
     (eta + step - updated).abs().max(),
@@ -548,6 +560,9 @@ y = X @ torch.tensor([2.0, -1.0, 0.5, 0.0, 0.0])
 y = y + 0.7 * torch.randn(40, generator=generator)
 data = vi.RegressionStatistics.of(X, y)
 flat = vi.fit_regression(data)
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "regression: log evidence minus bound against the closed form",
     abs(float(vi.exact_log_evidence(data)) - flat.bound - vi.kl_gap(40, 5)),
@@ -606,6 +621,9 @@ difference = max(
         ("covariances", "covariances_"),
     )
 )
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "mixture: largest difference from scikit-learn",
     difference,
@@ -651,6 +669,9 @@ stuck = vi.fit_mixture(points, K, start=even)
 share = label.bincount() / 300
 clouds = [points[label == k].T.cov().logdet() / 2 for k in range(3)]
 inside = (share * (torch.stack(clouds) - share.log())).sum()
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "nats lost in the symmetric saddle, per point",
     (mixture.bound - stuck.bound) / 300,
@@ -691,6 +712,9 @@ def bound(mean, sd, noise):
 
 noise = torch.randn(3, generator=generator)
 at_posterior = bound(mean_model.mean["mu"], mean_model.sd["mu"], noise)
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "ELBO from three draws of the exact posterior, against the evidence",
     abs(at_posterior - mean_model.log_evidence),
@@ -730,6 +754,9 @@ claim(
     high=1e-4,
     because="zero at the optimum itself; the fit stops nearby",
 )
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "gradient noise at the optimum, all terms",
     gradient_noise(False),
@@ -749,6 +776,9 @@ claim(
 landed = vi.fit_guide(mean_model.model)
 away = landed.posterior().mean - mean_model.mean["mu"]
 print(f"{landed.reason} after {landed.steps} steps")
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "distance from the exact mean 8, in posterior sd",
     (away / mean_model.sd["mu"]).abs(),
@@ -791,6 +821,9 @@ for rho in rhos:
     truth = torch.distributions.MultivariateNormal(torch.zeros(2), covariance)
     log_ratio = truth.log_prob(z) - Normal(0, sd).log_prob(z).sum(-1)
     khats.append(vi.pareto_khat(log_ratio).k)
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "largest error of k-hat against |rho|",
     max(abs(k - r) for k, r in zip(khats, rhos, strict=True)),
@@ -801,6 +834,9 @@ claim(
 # %%
 fitted = vi.fit_guide(targets.correlated_normal(0.9).model)
 gap = vi.mean_field_gap(torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "variance ratio of the fit at correlation 0.9",
     fitted.posterior().variance.mean(),
@@ -986,6 +1022,9 @@ def pick(moments):
 
 exact_mean, exact_sd = pick(true.mean), pick(true.sd)
 drawn = torch.tensor([targets.REFERENCE[name] for name in names])
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "quadrature against the reference draws, in standard errors",
     ((drawn[:, 0] - exact_mean) / (exact_sd / 100)).abs().max(),
@@ -1028,6 +1067,9 @@ for name, (values, ratio, kl, got) in fits.items():
 # %%
 values, ratio, _, _ = fits["full-rank, not centred"]
 weighted = vi.psis_moments(values, ratio)
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "eight schools: worst mean after reweighting, in posterior sd",
     ((weighted.mean - exact_mean) / exact_sd).abs().max(),
@@ -1242,6 +1284,9 @@ q, truth = vi.fit_normal(data).state, vi.ExactNormal(data)
 mu = q.mu.sample((100_000,), generator)
 lam = q.lam.sample((100_000,), generator)
 log_ratio = truth.log_prob(mu, lam) - q.mu.log_prob(mu) - q.lam.log_prob(lam)
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "k-hat of the normal sample, n = 10",
     vi.pareto_khat(log_ratio).k,
