@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -33,13 +34,16 @@ def floating(argument: str, value: Any, ndim: int | None = None) -> Tensor:
         ndim: the number of dimensions that is asked for.
 
     Returns:
-        The tensor, on its own device and in its own dtype.
+        The tensor, on its own device and in its own dtype; arrays are copied.
 
     Raises:
-        ValueError: not numeric, complex, of another number of dimensions, empty, NaN or infinite.
+        ValueError: not numeric, masked, complex, of another number of dimensions, empty, NaN or
+            infinite.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        reject(argument, "an array without a mask", type(value).__name__)
     try:
-        tensor = value if torch.is_tensor(value) else torch.as_tensor(np.asarray(value))
+        tensor = value if torch.is_tensor(value) else torch.as_tensor(_native(value))
     except (TypeError, ValueError, RuntimeError):
         reject(argument, "a tensor of numbers", type(value).__name__)
     if tensor.is_complex():
@@ -56,6 +60,13 @@ def floating(argument: str, value: Any, ndim: int | None = None) -> Tensor:
     return tensor
 
 
+def _native(value: Any) -> np.ndarray:
+    """A contiguous copy in the byte order of this machine; integers and long doubles as float64."""
+    array = np.asarray(value)
+    wide = array.dtype.kind in "iu" or (array.dtype.kind == "f" and array.dtype.itemsize > 8)
+    return np.array(array, np.float64 if wide else array.dtype.newbyteorder("="), order="C")
+
+
 def positive(argument: str, value: Any, *, zero: bool = False) -> Tensor:
     """Finite numbers that are all positive (``zero=True``: or zero), or a ``ValueError``."""
     tensor = floating(argument, value)
@@ -65,11 +76,17 @@ def positive(argument: str, value: Any, *, zero: bool = False) -> Tensor:
     return tensor
 
 
-def number(argument: str, value: float | Tensor, *, zero: bool = False) -> float:
+def number(argument: str, value: Any, *, zero: bool = False) -> float:
     """A finite positive (``zero=True``: or zero) number in full precision, or a ``ValueError``."""
     expected = f"one {'non-negative' if zero else 'positive'} number"
     try:
+        kind = "b" if getattr(value, "dtype", None) == torch.bool else "f"
+        kind = kind if torch.is_tensor(value) else np.asarray(value).dtype.kind
+        if kind in "bSU":  # truth values and text, which float() takes
+            raise TypeError
         found = float(value)
+    except OverflowError:
+        reject(argument, expected, "one too large for float64")
     except (TypeError, ValueError, RuntimeError):
         reject(argument, expected, repr(value))
     if not (math.isfinite(found) and (found > 0 or (zero and found == 0))):
@@ -79,8 +96,12 @@ def number(argument: str, value: float | Tensor, *, zero: bool = False) -> float
 
 def whole(argument: str, value: Any, *, low: int = 1) -> int:
     """An integer of at least ``low``, or a ``ValueError``."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError
+        found = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
         reject(argument, f"an integer of at least {low}", repr(value))
-    if (number := int(value)) < low:
-        reject(argument, f"an integer of at least {low}", number)
-    return number
+    if found < low:
+        reject(argument, f"an integer of at least {low}", found)
+    return found

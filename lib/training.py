@@ -33,7 +33,7 @@ PRECISIONS = ("32-true", *CONVERT, "bf16-mixed", "16-mixed")
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or a gradient became NaN or infinite; the parameters are as before that step."""
+    """A loss or gradient (the parameters are as before that step) or a parameter is not finite."""
 
 
 @dataclass
@@ -108,34 +108,44 @@ def fit(
         clip: upper bound of the gradient's Euclidean norm.
         ema: decay d of an exponential average e <- d e + (1 - d) weights, begun at the weights
             after the first step; the module ends with the average.
-        stop: called after each step with (steps made, history, module); a string ends the loop.
+        stop: called after each step with (steps made, history, module); it returns None to go on,
+            or its reason to end, a string that is not empty.
         progress: True or False; None shows a bar only on an interactive terminal.
 
     Returns:
         The history of the losses.
 
     Raises:
-        ValueError: an argument of the wrong kind or range.
-        NonFiniteLoss: a term or a gradient is NaN or infinite; the message names step and culprit.
+        ValueError: an argument of the wrong kind or range; before the first step the module is left
+            as it was.
+        NonFiniteLoss: a term, a gradient or, in the end, a parameter is NaN or infinite; the
+            message names step and culprit.
     """
     started = time.perf_counter()
     steps, accumulate = whole("steps", steps, low=0), whole("accumulate", accumulate)
-    _check(module, loss, lr, precision, clip, ema)
-    fabric = _fabric(devices, precision)
     seed = whole("seed", seed, low=0)
+    if seed >= 2**63:
+        reject("seed", "an integer below 2^63", seed)
+    _check(module, loss, lr, precision, clip, ema)
+    if stop is not None and not callable(stop):
+        reject("stop", "a callable (steps, history, module) or None", repr(stop))
+    fabric = _fabric(devices, precision)
     history = History(device=fabric.device)
     modes = [(part, part.training) for part in module.modules()]
     if fabric.world_size > 1:
         module.load_state_dict(fabric.broadcast(module.state_dict()))
-    module.to(fabric.device, CONVERT.get(precision)).train()
-    weights = {name: w for name, w in module.named_parameters() if w.requires_grad}
-    inner = _optimizer(optimizer, list(weights.values()), lr)
-    scheduler = _scheduler(schedule, inner, steps)
-    outer = fabric.setup_optimizers(inner)
+    came = [(w, w.data) for w in module.parameters()]
+    buffers = [(part, dict(part._buffers)) for part, _ in modes]
+    weights: dict[str, nn.Parameter] = {}
     average: list[Tensor] = []
     update = get_ema_multi_avg_fn(ema) if ema is not None else None
     bar = tqdm(total=steps, disable=not (_show(progress) and fabric.is_global_zero), leave=False)
     try:
+        module.to(fabric.device, CONVERT.get(precision)).train()
+        weights = {name: w for name, w in module.named_parameters() if w.requires_grad}
+        inner = _optimizer(optimizer, list(weights.values()), lr)
+        scheduler = _scheduler(schedule, inner, steps)
+        outer = fabric.setup_optimizers(inner)
         with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
             torch.manual_seed(seed + fabric.global_rank)
             generator = torch.Generator(fabric.device).manual_seed(seed + fabric.global_rank)
@@ -157,18 +167,31 @@ def fit(
                 elif update is not None:
                     average = [w.detach().clone() for w in weights.values()]
                 history.steps = step + 1
+                came.clear()
+                buffers.clear()
                 bar.update()
-                if (
-                    stop is not None
-                    and (reason := stop(history.steps, history, module)) is not None
-                ):
-                    history.reason = str(reason)
+                reason = None if stop is None else stop(history.steps, history, module)
+                if reason is not None:
+                    if not isinstance(reason, str) or not reason:
+                        reject("stop", "None or a string that is not empty", repr(reason))
+                    history.reason = reason
                     break
         for w, mean in zip(weights.values(), average, strict=False):
             w.data.copy_(mean)
+        if history.steps and (broken := _broken(weights)):
+            raise NonFiniteLoss(
+                f"step {history.steps - 1}: parameter {broken!r} is NaN or infinite after it"
+            )
+    except Exception:
+        for w, data in came:  # refused before the first step: undo the conversion
+            w.data = data
+        for part, values in buffers:
+            part._buffers.update(values)
+        raise
     finally:
         bar.close()
-        inner.zero_grad()
+        for w in weights.values():
+            w.grad = None
         for part, mode in modes:
             part.training = mode
         history.seconds = time.perf_counter() - started
@@ -193,6 +216,8 @@ def _accumulate(
             if not isinstance(part, Tensor) or part.numel() != 1:
                 got = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
                 reject(f"loss (term {name!r})", "a scalar tensor", got)
+            if part.is_complex():
+                reject(f"loss (term {name!r})", "a real number", str(part.dtype))
         total = sum(part.reshape(()) for part in parts.values())
         if not (isinstance(total, Tensor) and total.requires_grad):
             reject("loss", "a value that depends on a trainable parameter", "one that does not")
@@ -219,9 +244,15 @@ def _guard(
         return dict(zip(terms, values, strict=False))
     names = [f"term {name!r}" for name in terms] + [f"the gradient of {name!r}" for name in grads]
     name, value = next((n, v) for n, v in zip(names, values, strict=True) if not math.isfinite(v))
-    broken = [n for n, w in weights.items() if not bool(torch.isfinite(w).all())]
-    state = f"parameter {broken[0]!r} was already non-finite" if broken else "parameters are finite"
+    broken = _broken(weights)
+    state = f"parameter {broken!r} was already non-finite" if broken else "parameters are finite"
     raise NonFiniteLoss(f"step {step}: {name} is {value}; {state}")
+
+
+def _broken(weights: dict[str, Tensor]) -> str:
+    """The name of the first parameter that is NaN or infinite, or nothing."""
+    fine = torch.stack([w.isfinite().all() for w in weights.values()]).tolist()
+    return next((name for name, good in zip(weights, fine, strict=True) if not good), "")
 
 
 def _batches(
@@ -250,7 +281,11 @@ def _batches(
     def epochs(loader: DataLoader) -> Iterator[Any]:
         loader = fabric.setup_dataloaders(loader)
         while True:
-            yield from loader
+            count = 0
+            for count, batch in enumerate(loader, 1):  # noqa: B007
+                yield batch
+            if not count:
+                reject("data", "at least one batch in an epoch (see batch_size)", "none")
 
     if data is None:
         batches: Iterator[Any] = repeat(None)
@@ -272,7 +307,11 @@ def _batches(
             reject("batch_size", "None, as the DataLoader has its own", size)
         batches = epochs(data)
     elif isinstance(data, Dataset):
-        size = size or len(data)
+        if not hasattr(data, "__len__") or not len(data):
+            reject("data", "a Dataset with rows, whose number is known", type(data).__name__)
+        size = size or max(1, len(data) // fabric.world_size)
+        if fabric.world_size * size > len(data):
+            reject("batch_size", f"at most the {len(data)} rows of data", size)
         batches = epochs(DataLoader(data, size, shuffle=True, drop_last=True, generator=order))
     elif callable(data):
         batches = (fabric.to_device(data(generator)) for _ in repeat(None))
@@ -337,7 +376,11 @@ def _scheduler(choice: Any, optimizer: torch.optim.Optimizer, steps: int) -> Any
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
     if choice is not None and not callable(choice):
         reject("schedule", "'cosine', a callable or None", repr(choice))
-    return choice(optimizer) if choice is not None else None
+    made = choice(optimizer) if choice is not None else None
+    unfit = (torch.optim.Optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if choice is not None and (not hasattr(made, "step") or isinstance(made, unfit)):
+        reject("schedule", "a callable to a scheduler that steps without arguments", repr(made))
+    return made
 
 
 def _show(progress: bool | None) -> bool:

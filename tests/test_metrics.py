@@ -3,12 +3,18 @@ import math
 import pytest
 import torch
 from torch.distributions import (
+    Bernoulli,
+    Beta,
     Categorical,
+    Gamma,
     Independent,
     Laplace,
     MixtureSameFamily,
+    Multinomial,
     MultivariateNormal,
     Normal,
+    OneHotCategorical,
+    StudentT,
     Uniform,
 )
 
@@ -96,6 +102,58 @@ def test_kl_is_infinite_outside_of_the_support(samples):
     assert kl_divergence(wide, box, samples=samples).value == math.inf
 
 
+@pytest.mark.parametrize(
+    ("p", "q", "truth"),
+    [
+        (Gamma(1e5, 1.0), Gamma(1e5 + 1, 1.0), 5.0e-6),
+        (Gamma(1e6, 1.0), Gamma(1e6 + 1, 1.0), 5.0e-7),
+        (Normal(0.0, 1e-30), Normal(0.0, 1.0), 30 * math.log(10) - 0.5),
+        (Beta(1e6, 1e6), Beta(1e6, 1e6), 0.0),
+        (Bernoulli(logits=torch.tensor(-40.0)), Bernoulli(logits=torch.tensor(-40.0)), 0.0),
+    ],
+)
+def test_the_closed_form_does_not_drown_in_rounding(p, q, truth):
+    kl = kl_divergence(p, q)
+    assert kl.value == pytest.approx(truth, rel=1e-3, abs=1e-9)
+    assert kl.value >= 0 == kl.stderr
+
+
+def test_a_batch_meets_its_own_draws(generator):
+    """Also with as many samples as laws."""
+    q = StudentT(5.0, torch.zeros(3))
+    three = kl_divergence(Normal(0.0, 1.0), q, generator=generator)
+    one = kl_divergence(Normal(0.0, 1.0), StudentT(5.0), generator=generator)
+    assert three.value == pytest.approx(3 * one.value, abs=5 * three.stderr + 15 * one.stderr)
+    far = StudentT(5.0, torch.tensor([0.0, 0.0, 50.0]))
+    kl = kl_divergence(Normal(0.0, 1.0), far, samples=3, generator=generator)
+    assert kl.value > 10  # each sample is far from the third law
+    assert kl.stderr < 5
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        (Bernoulli(0.0), Bernoulli(1.0)),
+        (Bernoulli(0.5), Bernoulli(0.0)),
+        (Categorical(torch.tensor([0.5, 0.5])), Categorical(torch.tensor([1.0, 0.0]))),
+        (OneHotCategorical(torch.ones(2)), OneHotCategorical(torch.tensor([1.0, 0.0]))),
+        (Multinomial(3, torch.ones(2)), Multinomial(3, torch.tensor([1.0, 0.0]))),
+        (
+            Independent(Bernoulli(torch.full((2,), 0.5)), 1),
+            Independent(Bernoulli(torch.tensor([0.5, 1.0])), 1),
+        ),
+    ],
+)
+def test_kl_is_infinite_where_a_probability_is_zero(p, q):
+    assert kl_divergence(p, q, samples=100).value == math.inf
+    assert kl_divergence(p, p, samples=100).value == pytest.approx(0.0)
+
+
+def test_tiny_probabilities_are_not_zero():
+    p, q = Bernoulli(0.5), Bernoulli(logits=torch.tensor(-200.0))
+    assert kl_divergence(p, q, samples=1000).value == pytest.approx(100, rel=0.2)
+
+
 def test_global_randomness_is_untouched_and_the_generator_decides(generator):
     state = torch.get_rng_state()
     p, q = mixture(), Laplace(0.0, 1.0)
@@ -115,6 +173,14 @@ def test_bad_arguments(unchecked):
         kl_divergence(p, MultivariateNormal(torch.zeros(2), torch.eye(2)))
     with pytest.raises(ValueError, match=r"^samples: expected an integer of at least 2"):
         kl_divergence(p, p, samples=1)
+    with pytest.raises(ValueError, match=r"^q: expected a batch that broadcasts"):
+        kl_divergence(Normal(torch.zeros(2), 1.0), Normal(torch.zeros(3), 1.0))
+    with pytest.raises(ValueError, match=r"^q: expected a continuous law"):
+        kl_divergence(p, Bernoulli(0.5))
+    with pytest.raises(ValueError, match=r"^q: expected a discrete law"):
+        kl_divergence(Bernoulli(0.5), p, samples=10)
+    with pytest.raises(ValueError, match=r"^generator: expected a torch.Generator"):
+        kl_divergence(p, p, samples=10, generator=3)
     broken = Normal(0.0, 1.0)
     broken.loc = torch.tensor(math.nan)
     with pytest.raises(ValueError, match="NaN"):

@@ -273,12 +273,62 @@ def test_silent_unless_asked(capfd):
         ({"loss": lambda m, b, g: m(b[0])}, "^loss .*expected a scalar"),
         ({"loss": lambda m, b, g: 3.0}, "^loss .*expected a scalar"),
         ({"loss": lambda m, b, g: b[0].sum()}, "^loss: expected a value that depends"),
+        ({"loss": lambda m, b, g: 1j * m(b[0]).sum()}, "^loss .*expected a real"),
+        ({"seed": 2**70}, "^seed: expected an integer below"),
+        ({"schedule": lambda o: 3}, "^schedule: expected"),
+        ({"schedule": lambda o: o}, "^schedule: expected"),
+        ({"stop": 3}, "^stop: expected a callable"),
+        ({"stop": lambda *_: False}, "^stop: expected None or a string"),
+        ({"stop": lambda *_: ""}, "^stop: expected None or a string"),
+        ({"data": TensorDataset(*rows(4)), "batch_size": 5}, "^batch_size: expected at most the 4"),
+        ({"data": TensorDataset(torch.zeros(0, 3))}, "^data: expected a Dataset with rows"),
+        (
+            {"data": DataLoader(TensorDataset(*rows(4)), 5, drop_last=True)},
+            "^data: expected at least one batch",
+        ),
     ],
 )
 def test_bad_arguments(change, message, unchecked):
     arguments = {"module": linear(), "loss": square, "data": rows(), "steps": 1, **change}
     with pytest.raises(ValueError, match=message):
         fit(**arguments)
+
+
+def second_fails():
+    """A loss whose first call leaves gradients, and whose second is refused."""
+    calls = iter([square, lambda m, b, g: 3.0])
+    return lambda m, b, g: next(calls)(m, b, g)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd"},
+        {"schedule": lambda o: 3},
+        {"data": 3},
+        {"batch_size": 65},
+        {"loss": lambda m, b, g: 3.0},
+        {"data": DataLoader(TensorDataset(*rows(4)), 4), "accumulate": 2, "loss": second_fails()},
+    ],
+)
+def test_a_refused_call_leaves_the_module_as_it_was(change, unchecked):
+    module = nn.Sequential(linear(), nn.LayerNorm(1, dtype=torch.float64)).eval()
+    module.register_buffer("shift", torch.full((1,), 0.1, dtype=torch.float64))
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    arguments = {"loss": square, "data": rows(), "steps": 1, "precision": "bf16-true", **change}
+    with pytest.raises(ValueError, match="expected"):
+        fit(module, **arguments)
+    assert not any(part.training for part in module.modules())
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    assert all(w.grad is None for w in module.parameters())
+
+
+def test_the_last_step_leaves_finite_parameters_or_says_so():
+    module, data = linear(torch.float32), rows(dtype=torch.float32)
+    with pytest.raises(NonFiniteLoss, match=r"^step 0: parameter 'weight' is NaN or infinite"):
+        fit(module, square, (data[0], 100 * data[1]), steps=1, optimizer=sgd(1e38))
 
 
 RANKS = """

@@ -27,7 +27,16 @@ ROUNDING = 64
 
 
 class BoundDecreased(ArithmeticError):
-    """An update lowered the bound by more than rounding: it is not the factor's optimum."""
+    """An update lowered the bound by more than rounding: it is not the factor's optimum.
+
+    Attributes:
+        factor: the name of the factor that was updated.
+        fall: by how much the bound fell, in nats.
+    """
+
+    def __init__(self, message: str, factor: str, fall: float) -> None:
+        super().__init__(message)
+        self.factor, self.fall = factor, fall
 
 
 class BoundNotFinite(ArithmeticError):
@@ -62,7 +71,7 @@ def coordinate_ascent(
     max_sweeps: int = 1000,
     record: Callable[[int, str, State, float], object] | None = None,
     change: Callable[[State, State], Tensor | float] | None = None,
-    scale: float = 1.0,
+    scale: float | Callable[[State], float] = 1.0,
 ) -> Ascent[State]:
     """Update the factors in turn until a sweep gains no more.
 
@@ -84,8 +93,9 @@ def coordinate_ascent(
         record: called as ``record(sweep, factor, state, bound)``: once with sweep 0 and factor
             ``"start"``, then after each update, sweeps counting from 1.
         change: ``change(before, after)``, the relative size of a sweep's step; see above.
-        scale: size in nats of the largest terms that `bound` adds up. Where they cancel to a small
-            bound, their rounding error is what a decrease has to exceed.
+        scale: size in nats of the largest terms that `bound` adds up, or a function that gives it
+            for a state. Where they cancel to a small bound, their rounding error is what a decrease
+            has to exceed.
 
     Returns:
         The state that was reached, with its bound and the reason for stopping.
@@ -97,11 +107,12 @@ def coordinate_ascent(
             eps is the resolution of the bound's dtype.
         BoundNotFinite: the bound became NaN or infinite.
     """
-    tol, scale = number("tol", tol, zero=True), number("scale", scale)
+    tol, size = number("tol", tol, zero=True), 0.0 if callable(scale) else number("scale", scale)
     max_sweeps = whole("max_sweeps", max_sweeps)
     if not isinstance(updates, Mapping) or not updates:
         reject("updates", "at least one named update", repr(updates))
     old, eps = _evaluate(bound, state, "start", 0)
+    now = number("scale", scale(state)) if callable(scale) else 0.0
     if record is not None:
         record(0, "start", state, old)
     sweep, gain, reason = 0, math.inf, "max_sweeps"
@@ -110,17 +121,22 @@ def coordinate_ascent(
         for factor, update in updates.items():
             state = update(state)
             new, eps = _evaluate(bound, state, factor, sweep)
-            rounding = ROUNDING * eps * max(scale, abs(old), abs(new))
+            if callable(scale):
+                last, now = now, number("scale", scale(state))
+                size = max(last, now)
+            rounding = ROUNDING * eps * max(size, abs(old), abs(new))
             if new < old - rounding:
                 raise BoundDecreased(
                     f"the update of {factor!r} in sweep {sweep} lowered the bound from {old!r} to "
-                    f"{new!r} nats, by {old - new:.3g}; rounding explains {rounding:.3g}"
+                    f"{new!r} nats, by {old - new:.3g}; rounding explains {rounding:.3g}",
+                    factor,
+                    old - new,
                 )
             old = new
             if record is not None:
                 record(sweep, factor, state, new)
         gain = old - first
-        still = gain < max(tol * max(1.0, abs(old)), ROUNDING * eps * max(scale, abs(old)))
+        still = gain < max(tol * max(1.0, abs(old)), ROUNDING * eps * max(size, abs(old)))
         if still and change is not None:
             still = float(change(before, state)) < max(tol, 16 * ROUNDING * eps)
         if still:
@@ -138,8 +154,11 @@ def _evaluate(
         if value.numel() != 1 or not value.is_floating_point():
             reject("bound", "a real scalar", f"{value.dtype} of shape {tuple(value.shape)}")
         eps, value = torch.finfo(value.dtype).eps, value.detach()
-    number = float(value)
-    if not math.isfinite(number):
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        reject("bound", "a function that returns a real scalar", repr(value))
+    if not math.isfinite(found):
         when = "at the start" if sweep == 0 else f"after the update of {factor!r} in sweep {sweep}"
-        raise BoundNotFinite(f"the bound is {number} {when}")
-    return number, eps
+        raise BoundNotFinite(f"the bound is {found} {when}")
+    return found, eps

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lib.checks import floating, positive, reject, whole
 
+LOWEST = -700.0  # log of a weight, relative to the largest, that float64 still holds
+
 
 @dataclass(frozen=True)
 class Khat:
@@ -23,7 +25,8 @@ class Khat:
 
     Attributes:
         k: the ratios have finite moments of order below 1/k. Below 1/2 the variance is finite;
-            ``-inf`` where the largest ratio is shared: an exact guide, or a flat bounded ratio.
+            ``-inf`` where the largest ratio is shared: an exact guide, or a flat bounded ratio;
+            ``inf`` where it is so far above the tail's start that the start has no weight at all.
         threshold: min(1 - 1/log10(draws), 0.7), above which weighted means are not to be trusted.
         draws: how many ratios.
     """
@@ -67,7 +70,8 @@ def pareto_khat(log_ratios: Float[Tensor, "draws"]) -> Khat:
         The estimate with its threshold.
 
     Raises:
-        ValueError: fewer than 25 draws, NaN or ``+inf``, or less than a quarter of them finite.
+        ValueError: fewer than 25 draws, NaN or ``+inf``, less than a quarter of them finite, half
+            precision, or numbers so large that their dtype cannot resolve 0.1 nats.
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024), section 3; Yao et al. (2018).
     """
@@ -98,16 +102,25 @@ def psis_moments(
     log_weights, khat = _smooth(log_ratios)
     if values.ndim == 0 or len(values) != len(log_weights):
         reject("values", f"as many draws as log_ratios, {len(log_weights)}", tuple(values.shape))
-    w = log_weights.softmax(0).to(values)
-    w = w.view(-1, *[1] * (values.ndim - 1))
-    mean = (w * values).sum(0)
-    sd = (w * (values - mean) ** 2).sum(0).sqrt()
-    return Weighted(mean, sd, khat, 1 / float((w.double() ** 2).sum()))
+    weights = log_weights.double().softmax(0)
+    w = weights.to(values.device).view(-1, *[1] * (values.ndim - 1))
+    size = values.double().abs().amax(0)  # in these units no square overflows
+    size = torch.where(size > 0, size, 1.0)
+    scaled = values.double() / size
+    mean = (w * scaled).sum(0)
+    sd = (w * (scaled - mean) ** 2).sum(0).sqrt()
+    effective = 1 / float((weights**2).sum())
+    return Weighted((mean * size).to(values), (sd * size).to(values), khat, effective)
 
 
 def _smooth(log_ratios: Tensor) -> tuple[Tensor, Khat]:
     """Pareto-smoothed log weights on the device of the ratios, and k-hat."""
-    ratios = torch.as_tensor(log_ratios).detach()
+    try:
+        ratios = torch.as_tensor(log_ratios).detach()
+    except (TypeError, ValueError, RuntimeError):
+        reject("log_ratios", "a tensor of real numbers", type(log_ratios).__name__)
+    if ratios.dtype not in (torch.float32, torch.float64):
+        reject("log_ratios", "float32 or float64", str(ratios.dtype))
     if ratios.ndim != 1:
         reject("log_ratios", "1 dimension", f"shape {tuple(ratios.shape)}")
     if (draws := len(ratios)) < 25:
@@ -121,19 +134,27 @@ def _smooth(log_ratios: Tensor) -> tuple[Tensor, Khat]:
         )
     threshold = min(1 - 1 / math.log10(draws), 0.7)
     top = float(ratios.max())
+    eps = torch.finfo(ratios.dtype).eps
+    if eps * abs(top) > 0.1:
+        reject("log_ratios", f"numbers that {ratios.dtype} resolves to 0.1 nats", f"{top:g}")
     # A generalised Pareto law needs a tail that rises above its start. It does not where the guide
     # is exact (all ratios equal within rounding), or where many ratios share the largest value.
-    ordered = ratios.double().sort().values
+    ordered = ratios.double().sort().values - top
     size = int(3 * draws**0.5) if draws > 225 else draws // 5
-    tail = (ordered[-size - 1 :] - top).exp()
-    rounding = 1000 * torch.finfo(ratios.dtype).eps * max(1.0, abs(top))
-    if top - float(ordered[0]) <= rounding or float(tail[1 + size // 4] - tail[0]) <= 0:
-        return ratios - top, Khat(-math.inf, threshold, draws)
+    start, quarter = (float(ordered[i - size]) for i in (-1, int(size / 4 + 0.5) - 1))
+    k = None
+    if -float(ordered[0]) <= 8 * eps * max(1.0, abs(top)) or start == 0:
+        k = -math.inf
+    elif start < LOWEST:
+        k = math.inf
+    elif math.exp(quarter) <= math.exp(start):  # nothing to fit: the exponent of max = draws^k
+        k = -start / math.log(size)
+    if k is not None:
+        return ratios - top, Khat(k, threshold, draws)
     from arviz_stats.base import array_stats  # slow to import, so only when it is needed
 
-    numbers = ratios.double().cpu().numpy()
     # Weights of zero: no weight at all, however the tail above them is smoothed.
-    numbers = np.where(np.isfinite(numbers), numbers, top - 700.0)
+    numbers = np.maximum(ratios.double().cpu().numpy(), top + LOWEST)
     log_weights, k = array_stats.psislw(-numbers)
     log_weights = torch.as_tensor(log_weights).to(ratios)
     return log_weights.masked_fill(ratios == -math.inf, -math.inf), Khat(float(k), threshold, draws)
@@ -180,7 +201,7 @@ def mean_field_variances(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d"]
 
     Source: Bishop, Pattern Recognition and Machine Learning (2006), section 10.1.2.
     """
-    return 1 / _scaled_precision(covariance)[1]
+    return _scaled_precision(covariance)[1]
 
 
 def mean_field_gap(covariance: Float[Tensor, "d d"]) -> float:
@@ -196,19 +217,27 @@ def mean_field_gap(covariance: Float[Tensor, "d d"]) -> float:
 
 
 def _scaled_precision(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The precision matrix scaled to unit diagonal, and its diagonal."""
+    """The precision matrix scaled to unit diagonal, and one over its diagonal."""
     covariance = floating("covariance", covariance, ndim=2)
     if covariance.shape[0] != covariance.shape[1]:
         reject("covariance", "a square matrix", f"shape {tuple(covariance.shape)}")
-    if not torch.allclose(covariance, covariance.mT, rtol=1e-4, atol=0):
+    variances = covariance.diagonal()
+    if bool((variances <= 0).any()):
+        reject("covariance", "a positive-definite matrix", "a variance that is not positive")
+    sd = variances.sqrt()
+    unit = covariance / sd[:, None] / sd
+    if not torch.allclose(unit, unit.mT, rtol=1e-4, atol=1e-6):
         reject("covariance", "a symmetric matrix", "one that is not")
-    factor, failed = torch.linalg.cholesky_ex(covariance)
+    factor, failed = torch.linalg.cholesky_ex((unit + unit.mT) / 2)
     if bool(failed):
         reject("covariance", "a positive-definite matrix", "one that is not")
     precision = torch.cholesky_inverse(factor)
     diagonal = precision.diagonal()
     scale = diagonal.rsqrt()
-    return scale[:, None] * precision * scale, diagonal
+    scaled = scale[:, None] * precision * scale
+    if not bool(torch.isfinite(scaled).all()):
+        reject("covariance", "a matrix whose inverse is finite", "one that is singular")
+    return scaled, variances / diagonal
 
 
 @dataclass(frozen=True)
@@ -279,10 +308,15 @@ def calibration_test(
 
     Source: Talts et al. (2018), section 4; Yao, Vehtari, Simpson and Gelman (2018), section 4.
     """
-    draws, m = whole("draws", draws), len(ranks)
-    if ranks.is_floating_point() or m == 0 or int(ranks.min()) < 0 or int(ranks.max()) > draws:
-        reject("ranks", f"integers in 0..{draws}", f"{ranks.dtype} of shape {tuple(ranks.shape)}")
-    if not 0 < level < 1:
+    draws, expected = whole("draws", draws), f"integers in 0..{draws}, one-dimensional"
+    if not torch.is_tensor(ranks):
+        reject("ranks", expected, type(ranks).__name__)
+    integer = not (ranks.is_floating_point() or ranks.is_complex() or ranks.dtype == torch.bool)
+    if not integer or ranks.ndim != 1 or not (m := len(ranks)):
+        reject("ranks", expected, f"{ranks.dtype} of shape {tuple(ranks.shape)}")
+    if int(ranks.min()) < 0 or int(ranks.max()) > draws:
+        reject("ranks", expected, f"{int(ranks.min())}..{int(ranks.max())}")
+    if not (isinstance(level, int | float) and 0 < level < 1):
         reject("level", "a number between 0 and 1", level)
     bins = whole("bins", min(20, draws + 1, max(2, m // 5)) if bins is None else bins, low=2)
     if bins > draws + 1:

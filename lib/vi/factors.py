@@ -10,7 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Gamma, Normal
 
-from lib.checks import floating, positive, reject
+from lib.checks import floating, reject
+from lib.checks import positive as check_positive
+
+LOG_2PI = math.log(2 * math.pi)
+# B_2k / (2k (2k-1)) for k = 8..1: J(z) sums them over z^(2k-1) (Abramowitz and Stegun 6.1.40).
+STIRLING = (-3617 / 122400, 1 / 156, -691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12)
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,7 @@ class NormalFactor:
     variance: Float[Tensor, "*batch"]
 
     def __post_init__(self) -> None:
-        floating("mean", self.mean.detach())
-        positive("variance", self.variance.detach())
+        _tensors(self, positive=("variance",))
         _same_shape("variance", self.variance, self.mean)
 
     @property
@@ -70,8 +74,7 @@ class GammaFactor:
     rate: Float[Tensor, "*batch"]
 
     def __post_init__(self) -> None:
-        positive("shape", self.shape.detach())
-        positive("rate", self.rate.detach())
+        _tensors(self, positive=("shape", "rate"))
         _same_shape("rate", self.rate, self.shape)
 
     @property
@@ -95,9 +98,21 @@ class GammaFactor:
         return torch.digamma(self.shape) - self.rate.log()
 
     def entropy(self) -> Float[Tensor, "*batch"]:
-        """H(q) = a - log b + ln Gamma(a) + (1 - a) psi(a), in nats."""
-        a = self.shape
-        return a - self.rate.log() + torch.lgamma(a) + (1 - a) * torch.digamma(a)
+        """H(q) = a - log b + ln Gamma(a) + (1 - a) psi(a), in nats.
+
+        Its terms cancel for large a. There, with Binet's J (see `lib.vi.normal.kl_gap`),
+
+            H(q) = 1/2 log(2 pi e a) - log b + J(a) - 1/(2a) + (1 - a) J'(a)
+        """
+        large = self.shape > 10
+        a = self.shape.clamp(max=10)
+        low = a + torch.lgamma(a) + (1 - a) * torch.digamma(a)
+        a = self.shape.clamp(min=10)
+        J, slope = torch.zeros_like(a), torch.zeros_like(a)
+        for k, c in zip(range(len(STIRLING), 0, -1), STIRLING, strict=True):
+            J, slope = J / a**2 + c, slope / a**2 - (2 * k - 1) * c
+        high = 0.5 * (LOG_2PI + 1 + a.log()) + J / a - 0.5 / a + (1 - a) * slope / a**2
+        return torch.where(large, high, low) - self.rate.log()
 
     def log_prob(self, lam: Tensor) -> Tensor:
         """log q(lambda), in nats; `lam` is positive and broadcasts with the factor."""
@@ -129,13 +144,9 @@ class GaussianFactor:
     precision_cholesky: Float[Tensor, "d d"]
 
     def __post_init__(self) -> None:
-        floating("mean", self.mean.detach(), ndim=1)
-        floating("precision_cholesky", self.precision_cholesky.detach(), ndim=2)
-        square = (len(self.mean), len(self.mean))
-        if self.precision_cholesky.shape != square:
-            got = tuple(self.precision_cholesky.shape)
-            reject("precision_cholesky", f"shape {square}", f"shape {got}")
-        positive("precision_cholesky (diagonal)", self.precision_cholesky.detach().diagonal())
+        _tensors(self, mean=1)
+        d = len(self.mean)
+        _triangle("precision_cholesky", self.precision_cholesky, (d, d))
 
     @property
     def covariance(self) -> Float[Tensor, "d d"]:
@@ -176,12 +187,24 @@ class NormalWishartFactor:
         precision: beta, shape ``(K,)``.
         dof: nu, more than D - 1, shape ``(K,)``.
         root: lower Cholesky factor C of W^-1 = C C^T, shape ``(K, D, D)``.
+
+    Raises:
+        ValueError: not finite, out of range, or shapes that do not fit.
     """
 
     mean: Float[Tensor, "K D"]
     precision: Float[Tensor, " K"]
     dof: Float[Tensor, " K"]
     root: Float[Tensor, "K D D"]
+
+    def __post_init__(self) -> None:
+        _tensors(self, positive=("precision",), mean=2)
+        K, D = self.mean.shape
+        for name in ("precision", "dof"):
+            _same_shape(name, getattr(self, name), self.mean[:, 0])
+        if (low := float(self.dof.detach().min())) <= D - 1:
+            reject("dof", f"more than D - 1 = {D - 1}", low)
+        _triangle("root", self.root, (K, D, D))
 
     def log_det_scale(self) -> Float[Tensor, " K"]:
         """log|W|."""
@@ -228,6 +251,23 @@ def standard_normal(
     """N(0, 1) draws on the device and in the dtype of `like`, wherever the generator lives."""
     on = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=on).to(like.device)
+
+
+def _tensors(factor: object, *, positive: tuple[str, ...] = (), **ndim: int) -> None:
+    """Make the parameters of a factor finite tensors, those named `positive` positive."""
+    for name, value in vars(factor).items():
+        tensor = floating(name, value, ndim.get(name))
+        if name in positive:
+            check_positive(name, tensor.detach())
+        object.__setattr__(factor, name, tensor)
+
+
+def _triangle(argument: str, root: Tensor, shape: tuple[int, ...]) -> None:
+    if root.shape != shape:
+        reject(argument, f"shape {shape}", f"shape {tuple(root.shape)}")
+    check_positive(f"{argument} (diagonal)", root.detach().diagonal(dim1=-2, dim2=-1))
+    if bool(root.detach().triu(1).any()):
+        reject(argument, "a lower triangular matrix", "numbers above the diagonal")
 
 
 def _same_shape(argument: str, got: Tensor, want: Tensor) -> None:

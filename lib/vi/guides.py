@@ -95,13 +95,13 @@ class GuideFit:
 
         The global random state is left as it was; without a generator each call draws the same.
         """
-        seed = (
-            torch.randint(2**62, (), generator=generator, device=generator.device)
-            if generator
-            else 0
-        )
-        with fork(int(seed)):
-            return self.runner.draw(whole("n", n))
+        n, seed = whole("n", n), 0
+        if generator is not None:
+            if not isinstance(generator, torch.Generator):
+                reject("generator", "a torch.Generator or None", type(generator).__name__)
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        with fork(seed):
+            return self.runner.draw(n)
 
 
 def fit_guide(
@@ -149,7 +149,8 @@ def fit_guide(
         The fit, with its reason to end.
 
     Raises:
-        ValueError: an argument of the wrong kind or range; a model without continuous latents.
+        ValueError: an argument of the wrong kind or range; a model without continuous latents; a
+            guide without parameters, or with other latents than the model.
         NonFiniteLoss: a NaN or infinity, naming the step and the site of the model.
     """
     started = time.perf_counter()
@@ -172,6 +173,8 @@ def fit_guide(
             guide = _start(model, args, guide, None if rank is None else whole("rank", rank), seed)
     with fork(seed):
         runner = Runner(model, guide, args, None)  # a lazy guide makes its parameters here
+        if not any(w.requires_grad for w in guide.parameters()):
+            reject("guide", "at least one parameter to train", "none")
         runner.check_broadcasting()
     rule = StandStill(runner, tol)
 

@@ -146,10 +146,15 @@ def fit_mixture(
         The factors, in the dtype and on the device of `x`, with their bound in nats.
 
     Raises:
-        ValueError: data or arguments of the wrong shape or range, or data without full rank.
+        ValueError: data or arguments of the wrong shape, range or precision (float16), or data
+            without full rank.
     """
     x, K = floating("x", x, ndim=2), whole("components", components)
-    prior = _prior(x, K, concentration, mean_prior, mean_precision, dof, covariance_prior)
+    if x.dtype not in (torch.float32, torch.float64):
+        reject("x", "float32 or float64", str(x.dtype))
+    centre = x.mean(0)  # around it no digit is lost to the offset of the data
+    x = x - centre
+    prior = _prior(x, K, concentration, centre, mean_prior, mean_precision, dof, covariance_prior)
     if isinstance(start, torch.Generator):
         r = _seeded(x, K, prior.component.root[0], start)
     else:
@@ -171,29 +176,49 @@ def fit_mixture(
         best = best_components(state.responsibilities, x, prior.component)
         return replace(state, components=best)
 
+    def back(state: MixtureState) -> MixtureState:
+        q = state.components
+        return replace(state, components=replace(q, mean=q.mean + centre))
+
+    def keep(sweep: int, factor: str, state: MixtureState, bound: float) -> None:
+        record(sweep, factor, back(state), bound)
+
     state = MixtureState(r, prior.concentration + r.sum(0), best_components(r, x, prior.component))
-    return coordinate_ascent(
+    ascent = coordinate_ascent(
         state,
         {"responsibilities": responsibilities, "weights": weights, "components": parameters},
         lambda state: mixture_elbo(state, x, prior),
         tol=tol,
         max_sweeps=max_sweeps,
-        record=record,
+        record=None if record is None else keep,
         change=lambda a, b: (a.responsibilities - b.responsibilities).abs().max(),
-        scale=x.numel() * (1 + math.log(len(x))),  # ln Gamma(n/2), as in the normal sample
+        scale=lambda state: _size(state, x, prior),
     )
+    return replace(ascent, state=back(ascent.state))
+
+
+def _size(state: MixtureState, x: Tensor, prior: MixturePrior) -> float:
+    """Size of the terms of the bound and, divided by eps, of the digits that they have lost."""
+    q, alpha = state.components, state.concentration.sum()
+    dof = q.dof + prior.component.dof
+    logs = 1 + dof.log() + q.mean_log_det().abs() + q.log_det_scale().abs()
+    # W^-1 is a sum of squares: Cholesky's pivots are known to eps times the entry they are left of.
+    length = torch.linalg.vector_norm(q.root, dim=2) / q.root.diagonal(dim1=1, dim2=2)
+    terms = (dof * (x.shape[1] * logs + length.square().sum(1))).sum()
+    return float(terms + alpha * (1 + alpha.log().abs()) + x.numel() * (1 + math.log(len(x))))
 
 
 def _prior(
     x: Tensor,
     K: int,
     concentration: float | None,
+    centre: Tensor,
     mean_prior: Tensor | None,
     mean_precision: float,
     dof: float | None,
     covariance_prior: Tensor | None,
 ) -> MixturePrior:
-    """The prior as tensors like `x`, its arguments checked and None replaced."""
+    """The prior of centred data as tensors like `x`, its arguments checked and None replaced."""
     n, D = x.shape
     if n < 2:
         reject("x", "at least two points", f"shape {(n, D)}")
@@ -202,9 +227,10 @@ def _prior(
     nu0 = number("dof", D if dof is None else dof)
     if nu0 <= D - 1:
         reject("dof", f"more than D - 1 = {D - 1}", nu0)
-    m0 = x.mean(0) if mean_prior is None else floating("mean_prior", mean_prior, ndim=1).to(x)
+    m0 = centre if mean_prior is None else floating("mean_prior", mean_prior, ndim=1).to(x)
     if m0.shape != (D,):
         reject("mean_prior", f"shape {(D,)}", f"shape {tuple(m0.shape)}")
+    m0 = x.mean(0) if mean_prior is None else m0 - centre
     name = "x (its covariance)" if covariance_prior is None else "covariance_prior"
     V = x.T.cov().reshape(D, D) if covariance_prior is None else covariance_prior
     V = floating(name, V, ndim=2).to(x)
@@ -237,5 +263,6 @@ def _seeded(x: Tensor, K: int, root: Tensor, generator: torch.Generator) -> Tens
         distance = (z - z[seed]).square().sum(1)
         nearest = torch.minimum(nearest, distance) if seeds else distance
         seeds.append(z[seed])
-    labels = torch.cdist(z, torch.cat(seeds)).argmin(1)
+    exact = "donot_use_mm_for_euclid_dist"  # the other way cancels
+    labels = torch.cdist(z, torch.cat(seeds), compute_mode=exact).argmin(1)
     return torch.nn.functional.one_hot(labels, K).to(x)

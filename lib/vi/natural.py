@@ -40,7 +40,7 @@ def natural_gradient(
         ValueError: `eta` that is not a finite vector, or has no finite gradient or no positive
             definite Fisher information: it lies outside the family.
     """
-    eta = floating("eta", eta.detach(), ndim=1).clone().requires_grad_()
+    eta = floating("eta", eta, ndim=1).detach().clone().requires_grad_()
     _inside(eta, bool(torch.isfinite(log_normalizer(eta))), "finite A(eta)")
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(bound(eta), eta)
@@ -58,6 +58,7 @@ def normal_natural(factor: NormalFactor) -> Float[Tensor, "2"]:
 
 def normal_from_natural(eta: Float[Tensor, "2"]) -> NormalFactor:
     """N(m, v) with v = -1/(2 eta_2), m = eta_1 v; a ValueError unless eta_2 < 0."""
+    eta = _pair(eta)
     _inside(eta, bool(eta[1] < 0), "eta_2 < 0")
     variance = -0.5 / eta[1]
     return NormalFactor(eta[0] * variance, variance)
@@ -75,6 +76,7 @@ def gamma_natural(factor: GammaFactor) -> Float[Tensor, "2"]:
 
 def gamma_from_natural(eta: Float[Tensor, "2"]) -> GammaFactor:
     """Gamma(eta_1 + 1, -eta_2); a ValueError unless eta_1 > -1 and eta_2 < 0."""
+    eta = _pair(eta)
     _inside(eta, bool((eta[0] > -1) & (eta[1] < 0)), "eta_1 > -1 and eta_2 < 0")
     return GammaFactor(eta[0] + 1, -eta[1])
 
@@ -82,6 +84,12 @@ def gamma_from_natural(eta: Float[Tensor, "2"]) -> GammaFactor:
 def gamma_log_normalizer(eta: Float[Tensor, "2"]) -> Float[Tensor, ""]:
     """A(eta) = ln Gamma(eta_1 + 1) - (eta_1 + 1) log(-eta_2)."""
     return torch.lgamma(eta[0] + 1) - (eta[0] + 1) * torch.log(-eta[1])
+
+
+def _pair(eta: Tensor) -> Tensor:
+    eta = floating("eta", eta, ndim=1)
+    _inside(eta, len(eta) == 2, "two numbers")
+    return eta
 
 
 def _inside(eta: Tensor, inside: bool, expected: str) -> None:

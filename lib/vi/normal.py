@@ -27,13 +27,10 @@ from torch.distributions import StudentT
 
 from lib.checks import number, reject, whole
 from lib.vi.ascent import Ascent, coordinate_ascent
-from lib.vi.factors import GammaFactor, NormalFactor
+from lib.vi.factors import LOG_2PI, STIRLING, GammaFactor, NormalFactor
 from lib.vi.statistics import SufficientStatistics
 
 PRIORS = {"flat": 1.0, "reference": 0.0}  # name -> a0
-LOG_2PI = math.log(2 * math.pi)
-# B_2k / (2k (2k-1)) for k = 8..1: J(z) sums them over z^(2k-1) (Abramowitz and Stegun 6.1.40).
-STIRLING = (-3617 / 122400, 1 / 156, -691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12)
 
 
 @dataclass(frozen=True)
@@ -222,6 +219,6 @@ def _binet(z: float) -> float:
 
 
 def _shape(prior: str) -> float:
-    if prior not in PRIORS:
+    if not isinstance(prior, str) or prior not in PRIORS:
         reject("prior", " or ".join(map(repr, PRIORS)), repr(prior))
     return PRIORS[prior]

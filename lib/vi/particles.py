@@ -13,6 +13,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -49,13 +50,23 @@ class Runner:
                     # Built while Pyro's store was in charge: give it the local store it lacks.
                     context.param_state = {"params": {}, "constraints": {}}
         with local_parameters(), fork(), torch.no_grad():
-            q = self._trace(guide)
+            try:
+                q = self._trace(guide)
+            except (TypeError, NotImplementedError, RuntimeError) as error:
+                if isinstance(guide, PyroModule):
+                    raise
+                reject("guide", "a Pyro guide with the arguments of the model", error)
             p = self._trace(poutine.replay(model, trace=q))
         for name, site in _sites(q).items():
             if not site["fn"].has_rsample:
                 reject("guide", "sample sites with rsample", f"{name!r}, which has none")
         sites = _sites(p)
         self.shapes = {n: s["value"].shape for n, s in sites.items() if not s["is_observed"]}
+        guided = {n: s for n, s in _sites(q).items() if not s["is_observed"]}
+        own = {n for n, s in guided.items() if not s["infer"].get("is_auxiliary")}
+        if (missing := self.shapes.keys() - guided) or (surplus := own - self.shapes.keys()):
+            got = f"none for {sorted(missing)}" if missing else f"also {sorted(surplus)}"
+            reject("guide", f"sample sites for the latents {sorted(self.shapes)}", got)
         batches = [len(s["fn"].batch_shape) for s in [*sites.values(), *_sites(q).values()]]
         self.nesting = max(batches, default=0)
 
@@ -211,7 +222,8 @@ def elbo(
         The mean of log p(x, z) - log q(z) over the samples, in nats.
 
     Raises:
-        ValueError: a guide that is no module or has no `rsample`, or fewer than one particle.
+        ValueError: a guide that is no module, has no `rsample` or other latents than the model, or
+            fewer than one particle.
 
     Source: Kingma and Welling (2014), equation 5; Roeder, Wu and Duvenaud (2017), section 3.
     """

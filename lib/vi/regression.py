@@ -25,7 +25,7 @@ from torch import Tensor
 from lib.checks import floating, number, reject
 from lib.vi.ascent import Ascent, coordinate_ascent
 from lib.vi.factors import GammaFactor, GaussianFactor
-from lib.vi.statistics import RegressionStatistics
+from lib.vi.statistics import EPS, RegressionStatistics
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -151,7 +151,6 @@ def fit_regression(
         b = prior.rate + 0.5 * expected_squares(state.beta, statistics)
         return replace(state, lam=GammaFactor(a, b))
 
-    squares = float(rss + statistics.z.square().sum())
     return coordinate_ascent(
         RegressionState(best_beta(statistics, mean, prior), GammaFactor(a, a / mean)),
         {"beta": beta, "lambda": lam},
@@ -160,7 +159,7 @@ def fit_regression(
         max_sweeps=max_sweeps,
         record=record,
         change=lambda before, after: abs(after.lam.mean / before.lam.mean - 1),
-        scale=(n + statistics.d) * (1 + abs(math.log(squares)) + math.log(n)),
+        scale=lambda state: _size(state, statistics, prior),
     )
 
 
@@ -199,6 +198,26 @@ def exact_log_evidence(
     log_det = torch.log(lam * s2 + P0).sum(1) + (d - len(s2)) * math.log(P0)
     squares = b * lam[:, 0] + 0.5 * (lam * P0 * w2 / (lam * s2 + P0)).sum(1)
     return constant + math.log(h) + torch.logsumexp(a * t - 0.5 * log_det - squares, 0)
+
+
+def _size(
+    state: RegressionState, statistics: RegressionStatistics, prior: RegressionPrior
+) -> float:
+    """Size of the terms of the bound and, divided by eps, of the digits that they have lost."""
+    (P0, a0, b0), q, lam = vars(prior).values(), state.beta, state.lam
+    R, z, n, d = statistics.R, statistics.z, statistics.n, statistics.d
+    logs = 1 + abs(float(lam.rate.log())) + float(lam.shape.log().abs())
+    terms = (n + d + 2 * a0) * logs + b0 * float(lam.mean) + abs(prior.log_constant(d))
+    terms += d * abs(math.log(P0)) if P0 > 0 else 0.0
+    terms += a0 * abs(math.log(a0 * b0)) if a0 > 0 < b0 else 0.0
+    terms += P0 * float(q.mean @ q.mean)
+    # z - R m, known to eps (|z| + |R| |m|), is squared and multiplied by E lambda.
+    added = float(torch.linalg.vector_norm(z.abs() + R.abs() @ q.mean.abs()))
+    left = float(torch.linalg.vector_norm(z - R @ q.mean))
+    terms += float(lam.mean) * added * (2 * left + EPS * added)
+    # The QR decomposition knows each row of L to eps times its length: so log|Lambda|.
+    L = q.precision_cholesky
+    return terms + float((torch.linalg.vector_norm(L, dim=1) / L.diagonal()).sum())
 
 
 def _check_proper(statistics: RegressionStatistics, prior: RegressionPrior) -> None:

@@ -33,9 +33,11 @@ class SufficientStatistics:
     s2: Float[Tensor, ""]
 
     def __post_init__(self) -> None:
-        whole("n", self.n, low=2)
-        floating("mean", self.mean, ndim=0)
-        positive("s2", floating("s2", self.s2, ndim=0))
+        object.__setattr__(self, "n", whole("n", self.n, low=2))
+        for name in ("mean", "s2"):
+            value = floating(name, getattr(self, name), ndim=0).double()
+            object.__setattr__(self, name, value)
+        positive("s2", self.s2)
 
     @classmethod
     def of(cls, x: Tensor) -> SufficientStatistics:
@@ -101,8 +103,8 @@ class RegressionStatistics:
             y: responses, shape ``(n,)``.
 
         Raises:
-            ValueError: shapes that do not fit, fewer than two observations, NaN, or constant zero
-                y.
+            ValueError: shapes that do not fit, fewer than two observations, NaN, constant zero
+                y, or sizes outside of 1e-120 to 1e120.
         """
         X, y = floating("X", X, ndim=2).double(), floating("y", y, ndim=1).double()
         n, d = X.shape
@@ -112,15 +114,23 @@ class RegressionStatistics:
             reject("y", f"shape {(n,)}, one response for each row of X", f"shape {tuple(y.shape)}")
         if not bool(y.any()):
             reject("y", "responses that are not all zero", "zeros")
+        for name, largest in (("X", X.abs().amax(0)), ("y", y.abs().max())):
+            if bool(((largest > 0) & ((largest < 1e-120) | (largest > 1e120))).any()):
+                got = f"{float(largest.min()):g} to {float(largest.max()):g}"
+                reject(name, "columns whose largest size is between 1e-120 and 1e120", got)
         Q, R = torch.linalg.qr(X)
         z = Q.T @ y
-        rest = residual(X, y, torch.linalg.pinv(R) @ z)
-        rest = rest - Q @ (Q.T @ rest)  # corrects the rounding of the coefficients
+        length = torch.linalg.vector_norm(R, dim=0)
+        length = torch.where(length > 0, length, 1)
+        scaled = R / length
+        # Coefficients so large that X = Q R no longer holds when multiplied by them do not count.
+        beta = torch.linalg.pinv(scaled, rtol=math.sqrt(EPS)) @ z / length
+        rest = residual(X, y, beta)
+        for _ in range(2):  # what is left in the range of Q, and the rounding of that
+            rest = rest - Q @ (Q.T @ rest)
         rss = rest @ rest
         if float(rss) <= n * (8 * EPS * float(y.abs().max())) ** 2:
             rss = torch.zeros_like(rss)  # an exact fit, up to rounding
-        length = torch.linalg.vector_norm(R, dim=0)
-        scaled = R / torch.where(length > 0, length, 1)
         rank = int(torch.linalg.matrix_rank(scaled, rtol=max(n, d) * EPS))
         return cls(n, R, z, rss, rank)
 

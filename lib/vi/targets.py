@@ -35,6 +35,13 @@ class Example:
     sd: dict[str, Tensor]
     log_evidence: float | None = None
 
+    def __post_init__(self) -> None:
+        for what, moments in (("mean", self.mean), ("sd", self.sd)):
+            for site, value in moments.items():
+                floating(f"exact {what} of {site}", value)
+        if self.log_evidence is not None:
+            floating("exact log evidence", self.log_evidence)
+
 
 def normal_normal(
     x: Float[Tensor, "n"], prior_mean: float, prior_sd: float, noise_sd: float
@@ -56,7 +63,8 @@ def normal_normal(
         The model with the latent ``mu`` and its exact posterior.
 
     Raises:
-        ValueError: data that are no vector of finite numbers, a scale that is not positive.
+        ValueError: data that are no vector of finite numbers, a scale that is not positive, or
+            numbers whose squares or exact moments are out of range.
 
     Source: Gelman et al., Bayesian Data Analysis (2013), equations 2.11-2.12.
     """
@@ -66,6 +74,9 @@ def normal_normal(
         float(positive("prior_sd", prior_sd)),
         float(positive("noise_sd", noise_sd)),
     )
+    for name, scale in (("prior_sd", s), ("noise_sd", noise)):
+        if not 1e-100 < scale < 1e100:
+            reject(name, "a number between 1e-100 and 1e100", scale)
     n, r = len(x), (x.double() - m).cpu()
     precision = 1 / s**2 + n / noise**2
     square = float((r**2).sum() - s**2 * r.sum() ** 2 / (noise**2 + n * s**2)) / noise**2
@@ -99,7 +110,7 @@ def correlated_normal(correlation: float | Tensor) -> Example:
         ValueError: |rho| is not below 1.
     """
     is_tensor = isinstance(correlation, Tensor)
-    rho = floating("correlation", correlation if is_tensor else float(correlation), ndim=0)
+    rho = floating("correlation", correlation, ndim=0)
     if not abs(float(rho)) < 1:
         reject("correlation", "a number between -1 and 1", float(rho))
     if not is_tensor:
@@ -167,13 +178,16 @@ def two_modes(separation: float = 4.0, sd: float = 1.0, weight: float = 0.5) -> 
         The model with the latent ``z``.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, a length above 1e30.
     """
     a, s, w = (
         float(positive("separation", separation, zero=True)),
         float(positive("sd", sd)),
         float(floating("weight", weight, ndim=0)),
     )
+    for name, size in (("separation", a), ("sd", s)):
+        if size > 1e30:  # float32 holds it and its square root; the square is taken in float64
+            reject(name, "a number of at most 1e30", size)
     if not 0 < w < 1:
         reject("weight", "a number between 0 and 1", w)
     law = RealMixture(
@@ -213,13 +227,13 @@ def eight_schools(centred: bool = True) -> Example:
     """mu ~ N(0, 5^2), tau ~ half-Cauchy(5), theta_i ~ N(mu, tau^2), y_i ~ N(theta_i, sigma_i^2).
 
     Centred, theta is a latent and its scale depends on tau, as in a funnel. Not centred,
-    theta_i = mu + tau eta_i with eta_i ~ N(0, 1), which is nearly Gaussian.
+    theta_i = mu + tau xi_i with xi_i ~ N(0, 1), which is nearly Gaussian.
 
     Args:
         centred: whether theta itself is sampled.
 
     Returns:
-        The model with latents ``mu``, ``tau`` and ``theta`` or ``eta``, ``(8,)``; the exact moments
+        The model with latents ``mu``, ``tau`` and ``theta`` or ``xi``, ``(8,)``; the exact moments
         are those of mu, tau and theta (a deterministic site where it is no latent).
 
     Source: Rubin (1981); Gelman et al., Bayesian Data Analysis (2013), section 5.5.
@@ -233,8 +247,8 @@ def eight_schools(centred: bool = True) -> Example:
             if centred:
                 theta = pyro.sample("theta", dist.Normal(mu, tau))
             else:
-                eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
-                theta = pyro.deterministic("theta", mu + tau * eta)
+                xi = pyro.sample("xi", dist.Normal(0.0, 1.0))
+                theta = pyro.deterministic("theta", mu + tau * xi)
             pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
     exact = eight_schools_exact()
@@ -267,11 +281,11 @@ def eight_schools_exact(points: int = 4001) -> Moments:
         posterior of tau has finite mean and variance: its density falls like tau^-10.
 
     Raises:
-        ValueError: fewer than two points.
+        ValueError: fewer than 101 points, which give the moments to 3e-5.
 
     Source: Gelman et al., Bayesian Data Analysis (2013), equations 5.17-5.21.
     """
-    t, step = np.linspace(-30.0, 30.0, whole("points", points, low=2), retstep=True)
+    t, step = np.linspace(-30.0, 30.0, whole("points", points, low=101), retstep=True)
     tau = np.exp(t)[:, None]  # (points, 1)
     y, sigma = np.array(SCHOOLS)  # (8,)
     variance = sigma**2 + tau**2

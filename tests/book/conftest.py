@@ -52,7 +52,8 @@ def small(tmp_path_factory):
     (folder / "_toc.yml").write_text(
         "format: jb-book\nroot: book/index\nchapters:\n  - file: nbs/one\n  - file: nbs/two\n"
     )
-    shutil.copytree(ROOT / "book" / "assets", folder / "book" / "assets")
+    for name in ("assets", "templates"):
+        shutil.copytree(ROOT / "book" / name, folder / "book" / name)
     shutil.copy(ROOT / "book" / "references.bib", folder / "book" / "references.bib")
     (folder / "book" / "index.md").write_text("# Small\n\n:::{whole-book} claims\n:::\n")
     for path, text in {

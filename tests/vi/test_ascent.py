@@ -92,6 +92,7 @@ def test_a_decrease_within_rounding_is_none(dtype):
     with pytest.raises(BoundDecreased):
         ascend(128)
     assert ascend(128, scale=1e3).sweeps == 1  # terms a thousand times the bound
+    assert ascend(128, scale=lambda q: 1e3 if q > 0 else 1.0).sweeps == 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -110,6 +111,9 @@ def test_a_bound_that_is_not_finite_is_named(bad):
         ("scale", {"scale": 0.0}),
         ("max_sweeps", {"max_sweeps": 0}),
         ("updates", {"updates": {}}),
+        ("scale", {"scale": lambda q: math.nan}),
+        ("bound", {"bound": lambda q: None}),
+        ("bound", {"bound": lambda q: "high"}),
         ("bound", {"bound": lambda q: torch.zeros(2)}),
         ("bound", {"bound": lambda q: torch.tensor(1)}),
     ],

@@ -124,6 +124,50 @@ def test_flat_ratios_have_no_tail(generator):
     assert pareto_khat(-31.3 + noise).k == -math.inf
 
 
+@pytest.mark.parametrize("outlier", [100.0, 600.0, 740.0, 800.0])
+def test_one_giant_ratio_is_an_alarm(outlier, generator):
+    body = torch.randn(1000, generator=generator, dtype=torch.float64)
+    for log_ratios in (torch.cat([body, torch.tensor([outlier])]), body * outlier):
+        khat = pareto_khat(log_ratios)
+        assert khat.k > 2
+        assert not khat.reliable
+        found = psis_moments(torch.ones_like(log_ratios), log_ratios)
+        assert float(found.mean) == pytest.approx(1.0)
+
+
+def test_a_few_giants_above_equal_ratios_are_an_alarm():
+    log_ratios = torch.zeros(1000)
+    log_ratios[:5] = 100.0
+    assert not pareto_khat(log_ratios).reliable
+    assert pareto_khat(log_ratios / 1000).reliable
+
+
+def test_spread_is_not_taken_for_rounding(generator):
+    """Ratios of -1e5 in float32 carry an error of 0.01 nats, not of ten."""
+    spread = 3 * torch.randn(1000, generator=generator)
+    assert not pareto_khat(spread - 1e5).reliable
+    assert pareto_khat(torch.full((1000,), -1e5)).k == -math.inf
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 6e4), (torch.float32, 1e30)])
+def test_moments_do_not_overflow(dtype, size, generator):
+    z, log_ratios = torch.randn(1000, generator=generator).clamp(-1, 1), torch.zeros(1000)
+    expected = psis_moments(z, log_ratios)
+    found = psis_moments((size * z).to(dtype), log_ratios)
+    assert found.sd.dtype == dtype
+    assert float(found.sd) == pytest.approx(size * float(expected.sd), rel=1e-3)
+
+
+def test_covariances_may_carry_rounding_and_any_units():
+    target = torch.eye(3, dtype=torch.float64)
+    target[0, 1], target[1, 2], target[2, 1] = 1e-17, 0.5, 0.5
+    assert exact_khat_gaussian(target) == pytest.approx(0.5)
+    units = torch.tensor([1e-140, 1.0, 1e140], dtype=torch.float64)
+    scaled = units[:, None] * target * units
+    assert exact_khat_gaussian(scaled) == pytest.approx(0.5)
+    assert mean_field_gap(scaled) == pytest.approx(-0.5 * math.log(0.75))
+
+
 def test_weights_move_the_moments_to_the_target(generator):
     """From a guide with wrong mean and wide tails to N(1, 0.5^2)."""
     n, z = 50_000, 2 * torch.randn(50_000, generator=generator, dtype=torch.float64)
@@ -220,6 +264,13 @@ def test_ranks_count_the_draws_below():
         (lambda: pareto_khat(torch.full((30,), math.nan)), "^log_ratios: expected numbers"),
         (lambda: pareto_khat(torch.full((30,), math.inf)), "^log_ratios: expected numbers"),
         (lambda: pareto_khat(torch.full((30,), -math.inf)), "^log_ratios: expected a guide"),
+        (lambda: pareto_khat(None), "^log_ratios: expected a tensor"),
+        (lambda: pareto_khat("a"), "^log_ratios: expected a tensor"),
+        (lambda: pareto_khat(torch.ones(30, dtype=torch.int64)), "^log_ratios: .*int64"),
+        (lambda: pareto_khat(torch.ones(30, dtype=torch.bool)), "^log_ratios: .*bool"),
+        (lambda: pareto_khat(torch.ones(30, dtype=torch.complex64)), "^log_ratios: .*complex64"),
+        (lambda: pareto_khat(torch.ones(30).half()), "^log_ratios: .*float16"),
+        (lambda: pareto_khat(torch.full((30,), -1e6)), "^log_ratios: expected .* resolves"),
         (lambda: psis_moments(torch.zeros(30), torch.zeros(31)), "^values: expected as many"),
         (
             lambda: psis_moments(torch.full((30,), math.nan), torch.zeros(30)),
@@ -232,6 +283,12 @@ def test_ranks_count_the_draws_below():
         (lambda: calibration_ranks(torch.zeros(2), torch.zeros(3, 4)), "^draws: expected one row"),
         (lambda: calibration_test(torch.tensor([5]), 4), "^ranks: expected integers in 0..4"),
         (lambda: calibration_test(torch.zeros(3), 4), "^ranks: expected integers"),
+        (lambda: calibration_test([1, 2], 4), "^ranks: expected integers"),
+        (lambda: calibration_test(torch.tensor([1, 2]).numpy(), 4), "^ranks: expected integers"),
+        (lambda: calibration_test(torch.tensor([True]), 4), "^ranks: expected integers"),
+        (lambda: calibration_test(torch.tensor(1), 4), "^ranks: expected integers"),
+        (lambda: calibration_test(torch.ones(2, 2).long(), 4), "^ranks: expected integers"),
+        (lambda: calibration_test(torch.tensor([1, 2]), 4, level=None), "^level: expected"),
         (lambda: calibration_test(torch.tensor([1, 2]), 4, bins=6), "^bins: expected at most"),
         (lambda: calibration_test(torch.tensor([1, 2]), 4, level=2.0), "^level: expected"),
         (lambda: calibration_test(torch.tensor([1, 2]), 0), "^draws: expected an integer"),

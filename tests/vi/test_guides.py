@@ -255,7 +255,7 @@ def test_eight_schools_bound_and_moments():
     assert 0 < gap < 0.4
     draws, log_ratio = fit.draw(4000)
     assert log_ratio.shape == (4000,)
-    assert draws["eta"].shape == (4000, 8)
+    assert draws["xi"].shape == (4000, 8)
     assert pareto_khat(log_ratio).k < 0.7 + 2 * 0.12  # close to the alarm: its noise is 0.12
     assert float(draws["mu"].mean()) == pytest.approx(float(example.mean["mu"]), abs=0.25)
     assert float(draws["tau"].min()) > 0
@@ -452,3 +452,45 @@ def test_bad_models_and_guides(unchecked):
         fit_guide(3)
     with pytest.raises(ValueError, match=r"^guide: expected an nn.Module"):
         elbo(schools(), lambda: None)
+
+
+class Fixed(PyroModule):
+    def forward(self):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def test_a_guide_has_the_latents_of_its_model(unchecked):
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    def two():
+        model()
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    def other():
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"^guide: .*latents \['w', 'z'\], got none for \['w'\]"):
+        fit_guide(two, guide=Shifted())
+    with pytest.raises(ValueError, match=r"^guide: .*latents \['w'\], got none for \['w'\]"):
+        elbo(other, Shifted())
+    with pytest.raises(ValueError, match=r"^guide: .*latents \[\], got also \['z'\]"):
+        elbo(lambda: None, Shifted())
+    for auto in (autoguide.AutoNormal, autoguide.AutoDiagonalNormal, autoguide.AutoIAFNormal):
+        with local_parameters():
+            guide = auto(two)
+        assert math.isfinite(elbo(two, guide).item())
+
+
+def test_what_is_no_trainable_guide_is_named(unchecked):
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"^guide: expected at least one parameter"):
+        fit_guide(model, guide=Fixed())
+    for module in (nn.Linear(3, 1), nn.Module()):
+        with pytest.raises(ValueError, match=r"^guide: expected a Pyro guide"):
+            fit_guide(model, guide=module)
+    with pytest.raises(ValueError, match=r"^generator: expected a torch.Generator"):
+        fit_guide(model, max_steps=1).draw(2, 3)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.mixture import BayesianGaussianMixture
 
+from lib.vi import mixture
+from lib.vi.ascent import BoundDecreased
 from lib.vi.factors import NormalWishartFactor
-from lib.vi.mixture import best_components, fit_mixture
+from lib.vi.mixture import _seeded, best_components, fit_mixture
 
 one_hot = torch.nn.functional.one_hot
 
@@ -177,6 +180,65 @@ def test_units_shift_the_bound_by_the_log_determinant():
     torch.testing.assert_close(other.state.means, plain.state.means @ A.T + shift)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "near", "shift", "given"),
+    [
+        (torch.float64, 1.0, 0.0, {"concentration": 1e4}),
+        (torch.float64, 1e-4, 0.0, {}),
+        (torch.float64, 1.0, 1e8, {}),
+        (torch.float32, 1.0, 1e6, {}),
+    ],
+)
+def test_terms_that_cancel_are_no_falling_bound(dtype, near, shift, given):
+    x = clusters()
+    x[:, 1] = x[:, 0] + near * x[:, 1]
+    for seed in range(4):
+        start = torch.Generator().manual_seed(seed)
+        ascent = fit_mixture((x + shift).to(dtype), 3, start=start, **given)
+        assert math.isfinite(ascent.bound)
+
+
+def test_an_offset_moves_the_means_and_nothing_else():
+    """2^26 + 1/64 is a float64, so that the shifted data are exact; the record shifts, too."""
+    x, seen = (clusters() * 64).round() / 64, []
+    fits = [
+        fit_mixture(
+            x + shift,
+            3,
+            start=torch.Generator().manual_seed(1),
+            mean_prior=torch.full((2,), 0.5 + shift, dtype=torch.float64),
+            record=lambda sweep, factor, state, bound: seen.append(state),
+        )
+        for shift in (0, 2**26)
+    ]
+    assert torch.equal(seen[-1].means, fits[1].state.means)
+    for name in ("responsibilities", "weights", "covariances"):
+        found, wanted = (getattr(fit.state, name) for fit in fits)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fits[1].state.means - 2**26, fits[0].state.means, atol=1e-6, rtol=0)
+
+
+def test_seeds_of_data_with_an_offset_are_those_of_centred_data():
+    x = (clusters() * 64).round() / 64
+    r = [
+        _seeded(x + s, 3, torch.eye(2).double(), torch.Generator().manual_seed(0))
+        for s in (0, 2**40)
+    ]
+    assert torch.equal(*r)
+
+
+def test_a_wrong_formula_is_still_found(monkeypatch):
+    calls = itertools.count()
+
+    def wrong(*args):
+        q = best_components(*args)
+        return replace(q, precision=q.precision / (10 if next(calls) > 5 else 1))
+
+    monkeypatch.setattr(mixture, "best_components", wrong)
+    with pytest.raises(BoundDecreased, match="'components'"):
+        fit_mixture(clusters(), 3, start=responsibilities(90, 3))
+
+
 def test_equal_responsibilities_are_a_saddle():
     x = clusters()
     saddle = fit_mixture(x, 3, start=torch.full((90, 3), 1 / 3, dtype=torch.float64))
@@ -237,6 +299,7 @@ R = responsibilities(90, 2)
         ("x", {"x": X[:, 0]}),
         ("x", {"x": X[:1]}),
         ("x", {"x": X * math.nan}),
+        ("x", {"x": X.half()}),
         ("x", {"x": torch.ones(90, 2)}),
         ("x", {"x": X[:, [0, 0]]}),
         ("x", {"x": torch.stack([X[:, 0], torch.ones(90).double()], 1)}),

@@ -105,6 +105,19 @@ def test_parameters_outside_of_the_family_are_named(family, unchecked):
             from_natural(eta)
 
 
+@pytest.mark.parametrize("from_natural", [normal_from_natural, gamma_from_natural])
+@pytest.mark.parametrize("bad", [[1.0], [1.0, -1.0, 0.0], [[1.0, -1.0]], None, -1.0])
+def test_natural_parameters_of_another_shape_are_named(from_natural, bad, unchecked):
+    with pytest.raises(ValueError, match=r"^eta: expected"):
+        from_natural(bad)
+
+
+def test_lists_of_natural_parameters_are_taken(unchecked):
+    assert float(normal_from_natural([1.0, -0.5]).mean) == 1
+    step = natural_gradient(lambda eta: eta.sum(), [0.0, -0.5], normal_log_normalizer)
+    assert step.shape == (2,)
+
+
 def test_the_argument_is_left_alone():
     eta = gamma_natural(GammaFactor(*double(2.0, 3.0)))
     before = eta.clone()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch.distributions import kl_divergence
 
-from lib.vi.factors import GammaFactor, GaussianFactor, NormalFactor
+from lib.vi.factors import GammaFactor, GaussianFactor, NormalFactor, NormalWishartFactor
 from lib.vi.normal import (
     PRIORS,
     ExactNormal,
@@ -78,6 +78,12 @@ def test_data_that_square_out_of_range_are_named():
 def test_bad_statistics_are_named(name, n, mean, s2):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         statistics_of(n, mean, s2)
+
+
+def test_statistics_can_be_python_numbers(unchecked):
+    plain, tensors = SufficientStatistics(10, 0.0, 1.0), statistics_of(10, 0.0, 1.0)
+    assert plain == tensors
+    assert fit_normal(plain).bound == fit_normal(tensors).bound
 
 
 # The ascent
@@ -172,6 +178,12 @@ def test_the_bound_is_the_integral_that_defines_it(n, prior):
 def test_a_bad_start_is_named(start):
     with pytest.raises(ValueError, match=r"^start: expected"):
         fit_normal(statistics_of(5), start=start)
+
+
+@pytest.mark.parametrize("prior", [None, ["flat"], 1])
+def test_a_prior_of_another_type_is_named(prior, unchecked):
+    with pytest.raises(ValueError, match=r"^prior: expected"):
+        fit_normal(statistics_of(5), prior=prior)
 
 
 def test_an_unknown_prior_is_named():
@@ -320,6 +332,57 @@ def test_gaussian_factor_is_the_law_of_torch(dtype, device, generator):
     torch.testing.assert_close(
         draw.reshape(-1, 3).T.cov(), law.covariance_matrix, rtol=0.05, atol=0.05
     )
+
+
+@pytest.mark.parametrize("shape", [0.7, 9.999, 10.001, 1e3, 1e6, 1e12])
+def test_entropy_of_gamma_keeps_its_digits(shape, dtype):
+    a = torch.tensor(shape, dtype=dtype, requires_grad=True)
+    found = GammaFactor(a, a.detach()).entropy()
+    slope = torch.autograd.grad(found, a)[0]
+    with mpmath.workdps(50):
+        m = mpmath.mpf(a.item())
+        first = 1 + (1 - m) * mpmath.psi(1, m)
+        wanted = m - mpmath.log(m) + mpmath.loggamma(m) + (1 - m) * mpmath.digamma(m)
+    eps = torch.finfo(dtype).eps
+    terms = 30 if shape < 11 else 1 + abs(math.log(shape))
+    assert found.item() == pytest.approx(float(wanted), abs=8 * eps * max(terms, abs(wanted)))
+    assert slope.item() == pytest.approx(float(first), rel=1e-5 if eps > 1e-10 else 1e-8)
+
+
+def test_factors_take_python_numbers_and_arrays(unchecked):
+    assert float(NormalFactor(0.0, 1.0).entropy()) == pytest.approx(stats.norm().entropy())
+    assert float(GammaFactor(2, 3).mean) == pytest.approx(2 / 3)
+    factor = GaussianFactor([0.0, 1.0], np.eye(2))
+    torch.testing.assert_close(factor.covariance, torch.eye(2).double())
+    for bad in (None, "one"):
+        with pytest.raises(ValueError, match=r"^mean: expected"):
+            NormalFactor(bad, 1.0)
+
+
+def test_a_root_that_is_not_triangular_is_named():
+    with pytest.raises(ValueError, match=r"^precision_cholesky: expected a lower triangular"):
+        GaussianFactor(torch.ones(2), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("mean", torch.zeros(2)),
+        ("precision", -torch.ones(1)),
+        ("precision", torch.ones(2)),
+        ("dof", torch.ones(1)),
+        ("dof", torch.tensor([math.nan])),
+        ("root", -torch.eye(2)[None]),
+        ("root", torch.ones(1, 2, 2)),
+        ("root", torch.eye(2)),
+    ],
+)
+def test_bad_normal_wishart_factors_are_named(name, bad, unchecked):
+    good = {"mean": torch.zeros(1, 2), "precision": torch.ones(1), "dof": torch.ones(1) + 1}
+    good["root"] = torch.eye(2)[None]
+    NormalWishartFactor(**good)
+    with pytest.raises(ValueError, match=f"^{name}.*: expected"):
+        NormalWishartFactor(**{**good, name: bad})
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan])

@@ -1,6 +1,8 @@
 """Linear regression against exact arithmetic, closed forms and brute-force quadrature."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import mpmath
 import pytest
@@ -9,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
+from lib.vi import regression
+from lib.vi.ascent import BoundDecreased
 from lib.vi.factors import GammaFactor, GaussianFactor
 from lib.vi.normal import ExactNormal, contraction, fit_normal, kl_gap
 from lib.vi.regression import (
+    FLAT,
     RegressionPrior,
     RegressionState,
     best_beta,
@@ -78,6 +83,63 @@ def test_rank_does_not_depend_on_units(generator):
 def test_bad_data_are_named(name, X, y, unchecked):
     with pytest.raises(ValueError, match=rf"^{name}: expected"):
         RegressionStatistics.of(X, y)
+
+
+@pytest.mark.parametrize("apart", [1e-5, 1e-9, 1e-13, 3e-15])
+def test_nearly_equal_columns_leave_the_squares_of_any_coefficients(apart, generator):
+    X, y = data(20, 3, generator)
+    twin = X[:, :1] + apart * torch.randn(20, 1, generator=generator, dtype=torch.float64)
+    X = torch.cat([X, twin], 1)
+    s = RegressionStatistics.of(X, y)
+    beta = torch.randn(4, generator=generator, dtype=torch.float64)
+    found = s.rss + (s.z - s.R @ beta).square().sum()
+    torch.testing.assert_close(found, (y - X @ beta).square().sum(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-300])
+def test_data_that_square_out_of_range_are_named(size, generator):
+    X, y = data(20, 3, generator)
+    with pytest.raises(ValueError, match=r"^X: expected"):
+        RegressionStatistics.of(X * size, y)
+    with pytest.raises(ValueError, match=r"^y: expected"):
+        RegressionStatistics.of(X, y * size)
+
+
+# Rounding is not a wrong formula
+
+
+HARD = {
+    "strong prior": (5, 2, 1.0, 0.0, RegressionPrior(1.0, 1e4, 1e4)),
+    "little noise": (20, 3, 1e-10, 0.0, FLAT),
+    "little noise, ridge": (20, 3, 1e-10, 0.0, RegressionPrior(1.0)),
+    "offset": (20, 3, 1.0, 1e10, FLAT),
+}
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_terms_that_cancel_are_no_falling_bound(case):
+    n, d, noise, offset, prior = HARD[case]
+    for seed in range(10):
+        X, y = data(n, d, torch.Generator().manual_seed(seed), noise)
+        X = torch.cat([X, torch.ones(n, 1).double()], 1) if offset else X
+        ascent = fit_regression(RegressionStatistics.of(X, y + offset), prior)
+        assert ascent.reason == "converged"
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_a_wrong_formula_is_still_found(case, generator, monkeypatch):
+    n, d, noise, _, prior = HARD[case]
+    calls = itertools.count()
+
+    def wrong(*args):
+        q = best_beta(*args)
+        return replace(q, precision_cholesky=q.precision_cholesky * (1.01 if next(calls) else 1))
+
+    monkeypatch.setattr(regression, "best_beta", wrong)
+    fixed = RegressionStatistics.of(*data(n, d, generator, noise))
+    start = (n / 2 + prior.shape) / (prior.rate + float(fixed.rss) / 2)
+    with pytest.raises(BoundDecreased):
+        fit_regression(fixed, prior, start=start)
 
 
 # The flat prior, where everything is known

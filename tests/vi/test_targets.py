@@ -110,9 +110,9 @@ def test_eight_schools_agree_with_posteriordb():
 
 def test_both_eight_schools_have_one_joint_density():
     mu, tau = torch.tensor(3.0), torch.tensor(2.0)
-    eta = torch.linspace(-1, 1, 8)
-    centred = log_joint(eight_schools(True), mu=mu, tau=tau, theta=mu + tau * eta)
-    free = log_joint(eight_schools(False), mu=mu, tau=tau, eta=eta)
+    xi = torch.linspace(-1, 1, 8)
+    centred = log_joint(eight_schools(True), mu=mu, tau=tau, theta=mu + tau * xi)
+    free = log_joint(eight_schools(False), mu=mu, tau=tau, xi=xi)
     assert centred + 8 * math.log(2.0) == pytest.approx(free, rel=1e-6)
 
 
@@ -123,11 +123,17 @@ def test_both_eight_schools_have_one_joint_density():
         (lambda: normal_normal(torch.tensor([math.nan]), 0.0, 1.0, 1.0), "^x: expected finite"),
         (lambda: normal_normal(torch.zeros(2), 0.0, 0.0, 1.0), "^prior_sd: expected positive"),
         (lambda: normal_normal(torch.zeros(2), 0.0, 1.0, -1.0), "^noise_sd: expected positive"),
+        (lambda: normal_normal(torch.zeros(2), 0.0, 1e200, 1.0), "^prior_sd: exp"),
+        (lambda: normal_normal(torch.zeros(2), 1e60, 1.0, 1.0), "^exact mean of mu: expected fin"),
+        (lambda: normal_normal(torch.zeros(2), 1e200, 1.0, 1.0), "^exact .*: expected finite"),
+        (lambda: correlated_normal(None), "^correlation: expected"),
         (lambda: correlated_normal(1.0), "^correlation: expected a number between"),
         (lambda: funnel(0), "^dim: expected an integer"),
         (lambda: two_modes(weight=1.0), "^weight: expected"),
         (lambda: two_modes(sd=0.0), "^sd: expected positive"),
-        (lambda: eight_schools_exact(1), "^points: expected"),
+        (lambda: two_modes(1e60), "^separation: expected"),
+        (lambda: two_modes(sd=1e60), "^sd: expected"),
+        (lambda: eight_schools_exact(100), "^points: expected"),
     ],
 )
 def test_bad_arguments(call, message, unchecked):
