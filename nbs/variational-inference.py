@@ -747,16 +747,14 @@ def gradient_noise(stick_the_landing):
     return torch.stack(squares).mean().sqrt()
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
+# @title Claims
 claim(
     "gradient noise at the optimum, stick the landing",
     gradient_noise(True),
     high=1e-4,
     because="zero at the optimum itself; the fit stops nearby",
 )
-
-# %% cellView="form" tags=["hide-input"]
-# @title Claims
 claim(
     "gradient noise at the optimum, all terms",
     gradient_noise(False),
