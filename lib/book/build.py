@@ -69,7 +69,7 @@ def seed_cache(root: Path, names: list[str]) -> None:
 def forget_stale_pages(root: Path) -> None:
     """Render from nothing when more than chapters changed: Sphinx tracks neither code nor moves."""
     digest = hashlib.sha256()
-    paths = [p for p in root.rglob("*.*") if p.relative_to(root).parts[0] in {"lib", "book"}]
+    paths = [path for name in ("lib", "book") for path in (root / name).rglob("*.*")]
     for path in [*sorted(paths), root / "_config.yml", root / "_toc.yml"]:
         if path.is_file() and path.suffix != ".pyc":
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())

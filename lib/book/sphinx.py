@@ -88,8 +88,10 @@ class Claims(ChapterTransform):
         made = {}
         for node in document.findall(nodes.container):
             if "claim" in node:
-                # Outputs are drawn once for each MIME type that may be chosen: one text, one id.
-                made[node["ids"][0]] = node["claim"]
+                target = node["ids"][0]
+                if target in made:
+                    logger.warning("two claims share the anchor #%s", target, location=node)
+                made[target] = node["claim"]
         claims_of(self.env)[self.env.docname] = list(made.values())
         for link in list(document.findall(nodes.reference)):
             target = link.get("refuri", "")[1:]

@@ -80,6 +80,15 @@ def test_wrong_number_link_name_or_paper_fails_the_build(built, prose, says, cap
     assert says in capsys.readouterr().out
 
 
+def test_two_claims_with_one_anchor_fail_the_build(built, write, capsys):
+    """Else the table would show one of them, and prose would link to either."""
+    loop = "for x in (0.2, 0.8):\n    claim('half', x, high=1, because='b')"
+    code = f"from lib.book import claim\n{loop}"
+    write(built, "one", "Nothing.", code)
+    assert build.build(built) == 1
+    assert "two claims share the anchor #half" in capsys.readouterr().out
+
+
 def test_sphinx_refuses_to_execute(built, capsys, write):
     write(built, "two", "Nothing.", "x = 'never run'")
     assert build.render(built) == 1
