@@ -1,0 +1,193 @@
+"""Maps of single numbers whose parameters come from elsewhere: what a coupling layer applies.
+
+A `ScalarMap` is elementwise, z = g(x; params). Where the parameters come from is another matter:
+they are free (`Elementwise`), computed from the other half (`Coupling`), or from the coordinates
+before (`Autoregressive`). Any map works in all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lib.bijections.base import Bijection
+from lib.checks import number, reject, whole
+from lib.nets import MLP, check_network
+
+
+class ScalarMap(nn.Module):
+    """An increasing map of each number, the identity where all parameters are zero.
+
+    Attributes:
+        size: parameters for each number.
+        feature_major: whether `params` are wanted with the rows of a batch next to each other in
+            memory, which makes reductions over `size` fast.
+    """
+
+    size: int = 0
+    feature_major: bool = False
+
+    def forward(
+        self,
+        x: Float[Tensor, "rows features *rest"],
+        params: Float[Tensor, "size #rows features *rest"],
+    ) -> tuple[Float[Tensor, "rows features *rest"], Float[Tensor, "rows features *rest"]]:
+        """z and log dz/dx, each with the shape of x."""
+        raise NotImplementedError
+
+    def inverse(
+        self,
+        z: Float[Tensor, "rows features *rest"],
+        params: Float[Tensor, "size #rows features *rest"],
+    ) -> tuple[Float[Tensor, "rows features *rest"], Float[Tensor, "rows features *rest"]]:
+        """x and log dx/dz, each with the shape of z."""
+        raise NotImplementedError
+
+    def part(self, features: list[int]) -> ScalarMap:
+        """The map for some of the features, where it differs from one to the next."""
+        return self
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What a network should see in place of x, shape (rows, features) to (rows, columns)."""
+        return x
+
+    def columns(self, features: int) -> list[int]:
+        """For each column of `embed` the feature from which it comes."""
+        return list(range(features))
+
+
+class Shift(ScalarMap):
+    """z = x + t: the additive map, which keeps volume. Source: Dinh, Krueger and Bengio (2015)."""
+
+    size = 1
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return x + params[0], torch.zeros_like(x)
+
+    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return z - params[0], torch.zeros_like(z)
+
+
+CLAMPS = ("softsign", "atan", "tanh", "hard", "none")
+
+
+def clamp(s: Tensor, kind: str, bound: float) -> Tensor:
+    """Bound a log-scale: slope one at zero, values within +-`bound`.
+
+    ``"softsign"`` s / (1 + |s| / bound) and ``"atan"`` keep a gradient that falls like 1 / s^2;
+    that of ``"tanh"`` falls like exp(-2 |s| / bound), that of ``"hard"`` is zero outside.
+    """
+    if kind == "softsign":
+        return s / (1 + s.abs() / bound)
+    if kind == "atan":
+        half_turn = 2 * bound / torch.pi
+        return half_turn * torch.atan(s / half_turn)
+    if kind == "tanh":
+        return bound * torch.tanh(s / bound)
+    if kind == "hard":
+        return s.clamp(-bound, bound)
+    return s
+
+
+class ScaleShift(ScalarMap):
+    """z = exp(c(s)) x + t, with a bounded log-scale c(s); see `clamp`.
+
+    The bound matters: the error of the inverse grows exponentially with depth, with a base that the
+    largest scale sets. Larger scales are the business of an `ActNorm` between the layers.
+
+    Args:
+        clamp: ``"softsign"``, ``"atan"``, ``"tanh"``, ``"hard"`` or ``"none"``.
+        bound: of the log-scale.
+
+    Raises:
+        ValueError: another name, or a bound that is not positive.
+
+    Source: Dinh, Sohl-Dickstein and Bengio (2017), equations 7 and 8.
+    """
+
+    size = 2
+
+    def __init__(self, clamp: str = "softsign", bound: float = 2.0) -> None:
+        super().__init__()
+        if clamp not in CLAMPS:
+            reject("clamp", f"one of {', '.join(CLAMPS)}", repr(clamp))
+        self.clamp, self.bound = clamp, number("bound", bound)
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = clamp(params[0], self.clamp, self.bound)
+        return torch.addcmul(params[1], log_scale.exp(), x), log_scale.expand_as(x)
+
+    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = clamp(-params[0], self.clamp, self.bound)  # every clamp is odd
+        return (z - params[1]) * log_scale.exp(), log_scale.expand_as(z)
+
+    def extra_repr(self) -> str:
+        return f"{self.clamp}, bound={self.bound:g}"
+
+
+class Elementwise(Bijection):
+    """A `ScalarMap` on each feature, with free parameters or with parameters from the context.
+
+    Args:
+        features: length of an event.
+        scalar: the map.
+        context_features: length of the context, 0 for free parameters.
+        hidden: widths of the network that reads the context.
+        activation: of the network.
+        network: a network of one's own, ``network(context) -> (rows, size * features)``.
+
+    Raises:
+        ValueError: not a map, sizes below one, a network without context.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        scalar: ScalarMap,
+        *,
+        context_features: int = 0,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        network: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = whole("features", features)
+        self.event_shape = (self.features,)
+        self.context_features = whole("context_features", context_features, low=0)
+        self.scalar = check_scalar(scalar).part(list(range(features)))
+        if network is not None and not context_features:
+            reject("network", "None, where there is no context", type(network).__name__)
+        if context_features:
+            self.network = check_network(network) or MLP(
+                context_features,
+                scalar.size * features,
+                hidden,
+                activation=activation,
+                zero_last=True,
+            )
+        else:
+            self.params = nn.Parameter(torch.zeros(scalar.size, features))
+
+    def _params(self, context: Tensor | None) -> Tensor:
+        if context is None:
+            return self.params[:, None]
+        flat = self.network(context.reshape(-1, self.context_features))
+        return flat.unflatten(-1, (self.scalar.size, self.features)).movedim(1, 0)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, log_slope = self.scalar(x.reshape(-1, self.features), self._params(context))
+        return z.reshape(x.shape), log_slope.sum(-1).reshape(x.shape[:-1])
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, log_slope = self.scalar.inverse(z.reshape(-1, self.features), self._params(context))
+        return x.reshape(z.shape), log_slope.sum(-1).reshape(z.shape[:-1])
+
+
+def check_scalar(scalar: ScalarMap) -> ScalarMap:
+    """The argument, if it is a `ScalarMap`."""
+    if not isinstance(scalar, ScalarMap):
+        reject("scalar", "a ScalarMap", type(scalar).__name__)
+    return scalar

@@ -1,0 +1,1 @@
+"""Data that nothing is downloaded for: targets with known entropy, and bundled images."""
