@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,7 +16,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
 
 def activation(name: str) -> nn.Module:
     """A non-linearity by name: ``"relu"``, ``"silu"``, ``"tanh"`` or ``"elu"``."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         reject("activation", f"one of {', '.join(ACTIVATIONS)}", repr(name))
     return ACTIVATIONS[name]()
 
@@ -49,7 +49,10 @@ class MLP(nn.Module):
         super().__init__()
         features = whole("features", features, low=0)
         inputs = features + whole("context_features", context_features, low=0)
-        sizes = [inputs, *(whole("hidden", width) for width in hidden)]
+        if not inputs:
+            reject("features", "something to read, features or context", 0)
+        sizes = [inputs, *wholes("hidden", hidden, low=1)]
+        _activation(activation)  # refused also where there is no hidden layer
         self.in_features, self.context_features = features, context_features
         self.hidden = nn.Sequential()
         for before, after in pairwise(sizes):
@@ -76,6 +79,13 @@ class MLP(nn.Module):
 
 
 _activation = activation
+
+
+def wholes(argument: str, values: Sequence[int], *, low: int = 0) -> list[int]:
+    """A list of integers of at least `low`, or a ``ValueError``."""
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        reject(argument, "a sequence of integers", repr(values))
+    return [whole(argument, value, low=low) for value in values]
 
 
 def check_network(network: nn.Module | None) -> nn.Module | None:

@@ -18,6 +18,7 @@ from lib.bijections.base import Bijection
 from lib.bijections.scalar import ScalarMap, check_scalar
 from lib.checks import reject, whole
 from lib.nets import activation as make_activation
+from lib.nets import wholes
 
 
 class MaskedLinear(nn.Linear):
@@ -58,13 +59,17 @@ class MADE(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
+        degrees, outputs = wholes("degrees", degrees), wholes("outputs", outputs)
+        if not outputs or not (degrees or context_features):
+            reject("degrees and outputs", "at least one of each", f"{degrees} and {outputs}")
+        make_activation(activation)  # refused also where there is no hidden layer
         # A unit of degree m sees ranks up to m, and feeds outputs of a greater rank. Degree -1 sees
         # only the context.
         before = torch.tensor([*degrees, *[-1] * context_features])
         low, high = -1 if context_features else 0, max(max(outputs), 1)
         self.hidden = nn.Sequential()
-        for width in hidden:
-            unit = torch.arange(whole("hidden", width)) * (high - low) // width + low
+        for width in wholes("hidden", hidden, low=1):
+            unit = torch.arange(width) * (high - low) // width + low
             self.hidden.append(MaskedLinear((before <= unit[:, None]).float()))
             self.hidden.append(make_activation(activation))
             before = unit
@@ -108,7 +113,7 @@ class Autoregressive(Bijection):
         ValueError: an order that is no permutation, sizes below one.
 
     Source: Papamakarios, Pavlakou and Murray (2017), section 3; Kingma et al. (2016); the fixed
-    point: Song, Meng and Ermon (2021), algorithm 1.
+    point: Song, Meng, Liao and Ermon (2021), algorithm 1.
     """
 
     def __init__(
@@ -123,12 +128,13 @@ class Autoregressive(Bijection):
     ) -> None:
         super().__init__()
         self.features = whole("features", features)
-        order = list(range(self.features)) if order is None else [int(k) for k in order]
+        order = range(self.features) if order is None else order
+        order = wholes("order", order)
         if sorted(order) != list(range(self.features)):
             reject("order", f"a permutation of 0..{self.features - 1}", order)
         self.event_shape = (self.features,)
         self.context_features = whole("context_features", context_features, low=0)
-        self.scalar = check_scalar(scalar).part(list(range(self.features)))
+        self.scalar = check_scalar(scalar, self.features).part(list(range(self.features)))
         rank = [order.index(k) for k in range(self.features)]
         self.network = MADE(
             [rank[k] for k in self.scalar.columns(self.features)],

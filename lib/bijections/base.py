@@ -145,6 +145,8 @@ class Compose(Bijection):
 
     def __init__(self, parts: Iterable[Bijection]) -> None:
         super().__init__()
+        if not isinstance(parts, Iterable):
+            reject("parts", "bijections, at least one", type(parts).__name__)
         parts = list(parts)
         if not parts or not all(isinstance(part, Bijection) for part in parts):
             got = ", ".join(type(part).__name__ for part in parts) or "none"
@@ -155,6 +157,10 @@ class Compose(Bijection):
             reject("parts", "one length of context", sorted(contexts))
         self.context_features = contexts.pop() if contexts else 0
         dims = max(part.event_dim for part in parts)
+        for part in parts:
+            if part.context_features and part.event_dim < dims:  # it would be taken for a batch
+                got = f"{type(part).__name__} of {part.event_dim}"
+                reject("parts", f"maps of {dims} dimensions where they take context", got)
         here: Size = (None,) * dims
         first: Size | None = None
         for part in parts:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.bijections.base import Bijection, sum_event
-from lib.bijections.scalar import ScalarMap, check_scalar
+from lib.bijections.scalar import ScalarMap, check_scalar, split_params
 from lib.checks import reject, whole
 from lib.nets import MLP, check_network
 
@@ -67,11 +67,15 @@ class Coupling(Bijection):
         self.features = whole("features", features, low=2)
         self.event_shape = (self.features, *(None,) * (event_dim - 1))
         self.context_features = whole("context_features", context_features, low=0)
-        self.swap = bool(swap)
+        if not isinstance(swap, bool):
+            reject("swap", "True or False", repr(swap))
+        self.swap = swap
         self.sizes = [self.features // 2, self.features - self.features // 2]
         first, second = list(range(self.sizes[0])), list(range(self.sizes[0], self.features))
         given, mapped = (second, first) if swap else (first, second)
-        self.condition = check_scalar(scalar).part(given)  # it knows how its features are embedded
+        self.condition = check_scalar(scalar, self.features).part(
+            given
+        )  # it knows how its features are embedded
         self.scalar = scalar.part(mapped)
         self.network = check_network(network) or MLP(
             len(self.condition.columns(len(given))),
@@ -103,10 +107,10 @@ class Coupling(Bijection):
         """theta(a, context), shape ``(size, rows, features of b, *rest)``."""
         a = self.condition.embed(a)
         if self.scalar.feature_major and isinstance(self.network, MLP):
-            columns = self.network.columns(a, context)
-            return columns.unflatten(0, (self.scalar.size, -1)).mT
-        params = self.network(a) if context is None else self.network(a, context)
-        return params.unflatten(1, (self.scalar.size, -1)).movedim(1, 0)
+            params = self.network.columns(a, context).mT
+        else:
+            params = self.network(a) if context is None else self.network(a, context)
+        return split_params(params, self.scalar.size, self.sizes[not self.swap])
 
     def extra_repr(self) -> str:
         return f"features={self.features}, swap={self.swap}"

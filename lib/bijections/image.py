@@ -3,11 +3,10 @@
 A multi-scale flow leaves half of the channels alone after each scale. Here z keeps the shape of x,
 so no list of latents of different sizes has to be carried about:
 
-    Compose([Squeeze(), *steps, OnHalf(Compose([Squeeze(), *steps, Inverse(Squeeze())])),
-             Inverse(Squeeze())])
+    inner = Compose([Squeeze(2 * C), *steps, Inverse(Squeeze(2 * C))])
+    Compose([Squeeze(C), *steps, OnHalf(inner), Inverse(Squeeze(C))])
 
-The half that `OnHalf` does not touch is latent already. Nest `OnHalf` for more scales. Give
-`Squeeze` its `channels` where a neighbour in a `Compose` has a fixed number of them.
+The half that `OnHalf` does not touch is latent already. Nest `OnHalf` for more scales.
 
 Source: Dinh, Sohl-Dickstein and Bengio (2017), sections 3.6 and 4.1.
 """
@@ -33,22 +32,22 @@ class Squeeze(Bijection):
     square. The log-determinant is 0.
 
     Args:
+        channels: C. (Maps next to it know their sizes by it.)
         factor: side of a square, at least 2.
-        channels: C, or None for any number.
 
     Raises:
         ValueError: not integers; on call, a height or width that is not a multiple of the factor.
     """
 
-    def __init__(self, factor: int = 2, channels: int | None = None) -> None:
+    def __init__(self, channels: int, factor: int = 2) -> None:
         super().__init__()
+        self.channels = whole("channels", channels)
         self.factor = whole("factor", factor, low=2)
-        self.channels = None if channels is None else whole("channels", channels)
         self.event_shape = (self.channels, None, None)
 
     @property
     def latent_shape(self) -> tuple[int | None, ...]:
-        return (self.channels and self.channels * self.factor**2, None, None)
+        return (self.channels * self.factor**2, None, None)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
@@ -57,8 +56,6 @@ class Squeeze(Bijection):
         return pixel_unshuffle(x, self.factor), x.new_zeros(x.shape[:-3])
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if z.shape[-3] % self.factor**2:
-            reject("z", f"channels in multiples of {self.factor**2}", z.shape[-3])
         return pixel_shuffle(z, self.factor), z.new_zeros(z.shape[:-3])
 
 

@@ -23,11 +23,13 @@ class ScalarMap(nn.Module):
 
     Attributes:
         size: parameters for each number.
+        features: the number of features that it is for, None for any number.
         feature_major: whether `params` are wanted with the rows of a batch next to each other in
             memory, which makes reductions over `size` fast.
     """
 
     size: int = 0
+    features: int | None = None
     feature_major: bool = False
 
     def forward(
@@ -157,7 +159,7 @@ class Elementwise(Bijection):
         self.features = whole("features", features)
         self.event_shape = (self.features,)
         self.context_features = whole("context_features", context_features, low=0)
-        self.scalar = check_scalar(scalar).part(list(range(features)))
+        self.scalar = check_scalar(scalar, features).part(list(range(features)))
         if network is not None and not context_features:
             reject("network", "None, where there is no context", type(network).__name__)
         if context_features:
@@ -175,7 +177,7 @@ class Elementwise(Bijection):
         if context is None:
             return self.params[:, None]
         flat = self.network(context.reshape(-1, self.context_features))
-        return flat.unflatten(-1, (self.scalar.size, self.features)).movedim(1, 0)
+        return split_params(flat, self.scalar.size, self.features)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z, log_slope = self.scalar(x.reshape(-1, self.features), self._params(context))
@@ -186,8 +188,21 @@ class Elementwise(Bijection):
         return x.reshape(z.shape), log_slope.sum(-1).reshape(z.shape[:-1])
 
 
-def check_scalar(scalar: ScalarMap) -> ScalarMap:
-    """The argument, if it is a `ScalarMap`."""
-    if not isinstance(scalar, ScalarMap):
-        reject("scalar", "a ScalarMap", type(scalar).__name__)
+def check_scalar(scalar: ScalarMap, features: int) -> ScalarMap:
+    """The argument, if it is a `ScalarMap` for so many features."""
+    if not isinstance(scalar, ScalarMap) or scalar.size < 1:
+        reject("scalar", "a ScalarMap with parameters", type(scalar).__name__)
+    if scalar.features not in (None, features):
+        reject("scalar", f"a map of {features} features", f"one of {scalar.features}")
     return scalar
+
+
+def split_params(params: Tensor, size: int, features: int) -> Tensor:
+    """The output of a network, shape (rows, size * features, ...), as (size, rows, features, ...).
+
+    A wrong number of columns is refused here, as it could broadcast.
+    """
+    if params.ndim < 2 or params.shape[1] != size * features:
+        wanted = f"{size} x {features} = {size * features} outputs"
+        reject("network", wanted, f"shape {tuple(params.shape)}")
+    return params.unflatten(1, (size, features)).movedim(1, 0)

@@ -7,13 +7,13 @@ xi = (x - x_k) / w, the map and its derivative are
     dz/dx = s^2 (d1 xi^2 + 2 s xi (1 - xi) + d0 (1 - xi)^2) / q^2
     q     = s (xi^2 + (1 - xi)^2) + (d0 + d1) xi (1 - xi)
 
-and nothing in them is subtracted. Neither is anything in the inverse, see `_solve`.
+and nothing in them is subtracted. Neither is anything in the inverse, see `solve_bin`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -72,22 +72,27 @@ class RationalQuadratic(ScalarMap):
             reject("min_bin", f"less than 1 / bins = {1 / self.bins:g}", min_bin)
         if not self.steepness > 1:
             reject("steepness", "a number greater than 1", steepness)
-        self.ends = ends if isinstance(ends, str) else tuple(ends)
-        for kind in {self.ends} if isinstance(ends, str) else set(self.ends):
-            if kind not in ENDS:
-                reject("ends", f"one of {', '.join(ENDS)}, or one for each feature", repr(kind))
-        if not isinstance(self.ends, str) and len(set(self.ends)) == 1:
-            self.ends = self.ends[0]
+        if self.steepness > 1e12 * self.min_bin:  # the cube of a slope must be a float32
+            reject("steepness", f"at most 1e12 min_bin = {1e12 * self.min_bin:g}", steepness)
+        each = isinstance(ends, Iterable) and not isinstance(ends, str)
+        kinds = list(ends) if each else [ends]
+        if not kinds or any(kind not in ENDS for kind in kinds):
+            reject("ends", f"one of {', '.join(ENDS)}, or one for each feature", repr(ends))
+        self.ends = kinds[0] if len(set(kinds)) == 1 else tuple(kinds)
+        low, high = interval(low, high)
+        counts = {len(kinds)} if each else set()
+        counts |= {len(low)} if low.ndim else set()
+        if len(counts) > 1:
+            reject("ends", f"one for each of {len(low)} features, as low and high", len(kinds))
+        self.features = counts.pop() if counts else None
         self.low, self.high = None, None
-        for name, side in zip(("low", "high"), interval(low, high), strict=True):
+        for name, side in (("low", low), ("high", high)):
             if side.ndim:
                 delattr(self, name)
                 self.register_buffer(name, side, persistent=False)
             else:
                 setattr(self, name, float(side))
-        kinds = [ends] if isinstance(self.ends, str) else list(self.ends)
-        shared = None if len(set(kinds)) > 1 else kinds[0]
-        self.knots = {"linear": bins - 1, "circular": bins}.get(shared, bins + 1)
+        self.knots = {"linear": bins - 1, "circular": bins}.get(self.ends, bins + 1)
         self.phased = "circular" in kinds
         self.size = 2 * bins + self.knots + self.phased
         if not isinstance(self.ends, str):
@@ -99,26 +104,23 @@ class RationalQuadratic(ScalarMap):
     def slope_bounds(self) -> tuple[float, float]:
         """Bounds of dz/dx that hold for all parameters and all points.
 
-        With chords in [c, 1 / c], slopes in [c / G, 2 G s] beside a chord s, and G the steepness,
-        the numerator of dz/dx lies in [s c / G, 2 G s^2] times s, and q in [s / 2, s (1/2 + G)].
+        Chords lie in [c, 1 / c], slopes at knots in [c / G, G / c], and at most at 2 G times a chord
+        beside them, G being the steepness. At a fixed xi, dz/dx is quasi-concave in d0 and in d1:
+        its least value is at a corner of their ranges, and nowhere below half of c / G. Its largest
+        is max(d0, d1, 2 s). Both bounds are reached in the limit, the lower one for large G.
         """
         c, G = self.min_bin / (1 - (self.bins - 1) * self.min_bin), self.steepness
-        return c / G / (0.5 + G) ** 2, 8 * G / c
+        return c / (2 * G), max(G, 2) / c
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(x, params, _evaluate, backward=False)
+        return self._map(x, params, evaluate_bin, backward=False)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(z, params, _solve, backward=True)
+        return self._map(z, params, solve_bin, backward=True)
 
     def part(self, features: list[int]) -> RationalQuadratic:
-        varied = [side for side in (self.low, self.ends) if not isinstance(side, float | str)]
-        if not varied or not features:
+        if self.features is None:
             return self
-        if max(features) >= len(varied[0]):
-            reject(
-                "low, high, ends", f"one for each of {max(features) + 1} features", len(varied[0])
-            )
         return RationalQuadratic(
             self.bins,
             ends=self.ends if isinstance(self.ends, str) else [self.ends[k] for k in features],
@@ -288,12 +290,16 @@ def interval(
 ) -> tuple[Tensor, Tensor]:
     """Both ends as float64 tensors of one shape, () or (features,); or a ``ValueError``."""
     low, high = floating("low", low).double(), floating("high", high).double()
-    if low.ndim > 1 or high.ndim > 1 or not bool((low < high).all()):
-        reject("low", "numbers below high, one or one for each feature", f"{low}, high {high}")
+    shapes = {tuple(low.shape), tuple(high.shape)} - {()}
+    if len(shapes) > 1 or max(low.ndim, high.ndim) > 1:
+        got = f"shapes {tuple(low.shape)} and {tuple(high.shape)}"
+        reject("low and high", "numbers, or one for each feature", got)
+    if not bool((low < high).all()) or not bool((high - low).isfinite().all()):
+        reject("low", "numbers below high, a finite distance apart", f"{low}, high {high}")
     return tuple(side.clone() for side in torch.broadcast_tensors(low, high))
 
 
-def _evaluate(
+def evaluate_bin(
     offset: Tensor, w: Tensor, h: Tensor, d0: Tensor, d1: Tensor
 ) -> tuple[Tensor, Tensor]:
     """z - z_k and log dz/dx at x - x_k = `offset`."""
@@ -301,7 +307,9 @@ def _evaluate(
     return _height(a, 1 - a, h, h / w, d0, d1), _log_slope(a, 1 - a, h / w, d0, d1)
 
 
-def _solve(offset: Tensor, w: Tensor, h: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
+def solve_bin(
+    offset: Tensor, w: Tensor, h: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
     """x - x_k and log dx/dz at z - z_k = `offset`.
 
     With u = offset / h and v = 1 - u, xi solves a quadratic whose discriminant over h^2 is
@@ -310,8 +318,9 @@ def _solve(offset: Tensor, w: Tensor, h: Tensor, d0: Tensor, d1: Tensor) -> tupl
 
     a sum of non-negative terms. Of the two forms of the root, each sign of q has one that adds.
     """
-    u = (offset / h).clamp(0, 1)
-    v, s = 1 - u, h / w
+    # Near the end of a bin h - offset has no rounding error, 1 - offset / h has one.
+    u, v = (offset / h).clamp(0, 1), ((h - offset) / h).clamp(0, 1)
+    s = h / w
     q = d0 * v - d1 * u
     root = (q * q + 4 * s * s * u * v).sqrt()
     total = q.abs() + root

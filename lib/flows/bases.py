@@ -98,7 +98,7 @@ class Uniform(Base):
         high: float | Tensor = 1.0,
     ) -> None:
         super().__init__(event_shape)
-        low, high = (torch.as_tensor(side).double() for side in (low, high))
+        low, high = (torch.as_tensor(side, dtype=torch.float64) for side in (low, high))
         if not bool((low < high).all()) or not bool((high - low).isfinite().all()):
             reject("low", "finite numbers below high", f"{low}, high {high}")
         low, high = (side.expand(self.event_shape).clone() for side in (low, high))

@@ -12,11 +12,13 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
+from torch.func import functional_call
 
 from lib.bijections.base import Bijection, check_context, check_event, sum_event
 from lib.checks import reject
@@ -156,8 +158,10 @@ def _fits(sizes: Sequence[int | None], given: Sequence[int]) -> bool:
 class FlowDistribution(Distribution):
     """A flow at one context, as a `torch.distributions` law with reparameterised samples.
 
-    `log_prob` of the very tensor that `rsample` returned uses the latents that were drawn, as long
-    as neither the tensor nor a parameter has changed since.
+    As other laws, it holds the tensors that were its parameters when it was made, also where
+    `functional_call` has only lent them to the flow. `log_prob` of the very tensor that `rsample`
+    returned uses the latents that were drawn, as long as neither the tensor nor a parameter has
+    changed since.
     """
 
     has_rsample = True
@@ -165,6 +169,7 @@ class FlowDistribution(Distribution):
 
     def __init__(self, flow: Flow, context: Tensor | None, batch_shape: torch.Size) -> None:
         self.flow, self.context, self._last = flow, context, None
+        self._weights = dict(flow.named_parameters())
         # No validation: a point outside the support has log-density -inf.
         super().__init__(batch_shape, flow.event_shape, validate_args=False)
         check_context(context, flow.context_features, torch.zeros((*batch_shape, 1)), 1)
@@ -177,13 +182,15 @@ class FlowDistribution(Distribution):
         context = self.context
         if context is not None:
             context = context.expand(*batch_shape, context.shape[-1])
-        return type(self)(self.flow, context, torch.Size(batch_shape))
+        law = type(self)(self.flow, context, torch.Size(batch_shape))
+        law._weights = self._weights
+        return law
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (
             tuple(sample_shape) if self.context is not None else (*sample_shape, *self.batch_shape)
         )
-        x, log_prob = self.flow.sample_and_log_prob(shape, self.context)
+        x, log_prob = self._call("sample_and_log_prob", shape, self.context)
         self._last = (x, self._state(x), log_prob)
         return x
 
@@ -194,14 +201,34 @@ class FlowDistribution(Distribution):
             and self._last[1] == self._state(value)
         ):
             return self._last[2]
+        check_event("value", value, tuple(self.event_shape))
         events = value.ndim - len(self.event_shape)
         batch = torch.broadcast_shapes(value.shape[:events], self.batch_shape)
-        return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
+        return self._call("log_prob", value.expand(*batch, *self.event_shape), self.context)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """A method of the flow at the parameters of this law."""
+        now = dict(self.flow.named_parameters())
+        if all(now[name] is w for name, w in self._weights.items()):
+            return getattr(self.flow, method)(*args)
+        lent = {f"flow.{name}": w for name, w in self._weights.items()}
+        return functional_call(_Method(self.flow, method), lent, args)
 
     def _state(self, x: Tensor) -> tuple:
         """What must be the same for a kept density to be the right one."""
-        weights = tuple((id(w), w._version) for w in self.flow.parameters())
+        weights = tuple(w._version for w in self._weights.values())
         return x._version, torch.is_grad_enabled(), weights
+
+
+class _Method(nn.Module):
+    """A method of a flow as a `forward`, which is what `functional_call` calls."""
+
+    def __init__(self, flow: Flow, method: str) -> None:
+        super().__init__()
+        self.flow, self.method = flow, method
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.flow, self.method)(*args)
 
 
 @cache

@@ -242,7 +242,7 @@ def glow(
     def scale(size: int, level: int) -> Compose:
         parts = [part for k in range(whole("steps", steps)) for part in step(4 * size, k)]
         deeper = [OnHalf(scale(2 * size, level + 1))] if level < levels else []
-        squeeze = Squeeze(channels=size)
+        squeeze = Squeeze(size)
         return Compose([squeeze, *parts, *deeper, Inverse(squeeze)])
 
     return Flow(scale(channels, 1), StandardNormal(shape))

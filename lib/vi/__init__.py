@@ -12,6 +12,7 @@ from lib.vi.diagnostics import (
     psis_moments,
 )
 from lib.vi.factors import GammaFactor, GaussianFactor, NormalFactor, NormalWishartFactor
+from lib.vi.flow_guide import FlowGuide
 from lib.vi.guides import GuideFit, fit_guide
 from lib.vi.mixture import MixturePrior, MixtureState, fit_mixture, mixture_elbo
 from lib.vi.natural import (
@@ -47,6 +48,7 @@ __all__ = [
     "BoundDecreased",
     "BoundNotFinite",
     "ExactNormal",
+    "FlowGuide",
     "GammaFactor",
     "GaussianFactor",
     "GuideFit",

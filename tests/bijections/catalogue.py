@@ -177,7 +177,7 @@ CATALOGUE: dict[str, Entry] = {
     "LU linear without bias": Entry(lambda: b.LULinear(4, bias=False), normal(4)),
     "orthogonal": Entry(lambda: b.Orthogonal(4), normal(4)),
     # --- image
-    "squeeze": Entry(lambda: b.Squeeze(channels=2), normal(2, 4, 2)),
+    "squeeze": Entry(lambda: b.Squeeze(2), normal(2, 4, 2)),
     "on half": Entry(lambda: b.OnHalf(b.ActNorm(2, event_dim=3)), normal(4, 2, 2)),
     "logit with margin": Entry(lambda: b.LogitMargin(0.05), uniform(2)),
     "ActNorm, image": Entry(lambda: b.ActNorm(3, event_dim=3), normal(3, 2, 2)),

@@ -52,15 +52,13 @@ class Scale(Bijection):
 
 def multiscale():
     """Two scales over images of two channels: the example of the module's docstring."""
-    inner = Compose([Squeeze(channels=4), Mix(16, 3.0), Inverse(Squeeze(channels=4))])
-    return Compose(
-        [Squeeze(channels=2), Mix(8), Tanh(), OnHalf(inner), Inverse(Squeeze(channels=2))]
-    )
+    inner = Compose([Squeeze(4), Mix(16, 3.0), Inverse(Squeeze(4))])
+    return Compose([Squeeze(2), Mix(8), Tanh(), OnHalf(inner), Inverse(Squeeze(2))])
 
 
 EVERY = {
-    "squeeze": Squeeze,
-    "squeeze by 4": lambda: Squeeze(4, channels=2),
+    "squeeze": lambda: Squeeze(2),
+    "squeeze by 4": lambda: Squeeze(2, factor=4),
     "half": lambda: OnHalf(Softplus()),
     "half of a mix": lambda: OnHalf(Mix(1)),
     "multi-scale": multiscale,
@@ -133,15 +131,15 @@ def test_squeeze_by_hand():
     expected = torch.tensor(
         [[[0.0, 2.0], [8.0, 10.0]], [[1, 3], [9, 11]], [[4, 6], [12, 14]], [[5, 7], [13, 15]]]
     )
-    torch.testing.assert_close(Squeeze()(x)[0], expected, rtol=0, atol=0)
+    torch.testing.assert_close(Squeeze(1)(x)[0], expected, rtol=0, atol=0)
 
 
-def test_squeeze_with_channels_tells_its_neighbours(generator):
+def test_squeeze_tells_its_neighbours(generator):
     f = multiscale()
     assert f.event_shape == f.latent_shape == (2, None, None)
-    assert Compose([Squeeze(channels=3), Mix(12)]).latent_shape == (12, None, None)
+    assert Compose([Squeeze(3), Mix(12)]).latent_shape == (12, None, None)
     with pytest.raises(ValueError, match=r"^parts: expected"):
-        Compose([Squeeze(channels=3), Mix(8)])
+        Compose([Squeeze(3), Mix(8)])
 
 
 def test_first_half_is_left_alone(generator):
@@ -320,17 +318,16 @@ def test_context_acts_per_image_and_at_each_pixel_alike(generator):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: Squeeze(1), "factor"),
-        (lambda: Squeeze(2, channels=0), "channels"),
-        (lambda: Squeeze()(torch.zeros(1, 5, 4)), "x"),
-        (lambda: Squeeze()(torch.zeros(1, 4, 5)), "x"),
-        (lambda: Squeeze()(torch.zeros(4, 4)), "x"),
-        (lambda: Squeeze().inverse(torch.zeros(6, 4, 4)), "z"),
-        (lambda: Squeeze(channels=2)(torch.zeros(1, 4, 4)), "x"),
+        (lambda: Squeeze(1, factor=1), "factor"),
+        (lambda: Squeeze(0), "channels"),
+        (lambda: Squeeze(1)(torch.zeros(1, 5, 4)), "x"),
+        (lambda: Squeeze(1)(torch.zeros(1, 4, 5)), "x"),
+        (lambda: Squeeze(1)(torch.zeros(4, 4)), "x"),
+        (lambda: Squeeze(1).inverse(torch.zeros(6, 4, 4)), "z"),
+        (lambda: Squeeze(2)(torch.zeros(1, 4, 4)), "x"),
         (lambda: OnHalf(Softplus())(torch.zeros(3, 4, 4)), "x"),
         (lambda: OnHalf(Softplus()).inverse(torch.zeros(3, 4, 4)), "z"),
-        (lambda: OnHalf(Squeeze(channels=2)), "bijection"),
-        (lambda: OnHalf(Squeeze())(torch.zeros(2, 4, 4)), "bijection"),
+        (lambda: OnHalf(Squeeze(2)), "bijection"),
         (lambda: OnHalf(torch.nn.ReLU()), "bijection"),
         (lambda: OnHalf(Affine([0.0, 1.0])), "bijection"),
         (lambda: LogitMargin(0.0), "alpha"),
