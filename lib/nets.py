@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 from lib.checks import reject, whole
 
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
+ACTIVATIONS = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+}
 
 
 def activation(name: str) -> nn.Module:
@@ -19,6 +25,28 @@ def activation(name: str) -> nn.Module:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         reject("activation", f"one of {', '.join(ACTIVATIONS)}", repr(name))
     return ACTIVATIONS[name]()
+
+
+def columns_of(
+    weight: Float[Tensor, "out features"],
+    bias: Float[Tensor, "out"],
+    x: Float[Tensor, "rows features"],
+    sizes: Sequence[int] | None = None,
+) -> tuple[Float[Tensor, "_ rows"], ...]:
+    """The output of a linear layer, transposed and in groups of outputs, computed as such.
+
+    For what is reduced over groups of outputs: the rows then lie next to each other in memory, and
+    no gradient has to be put together from its parts.
+
+    Args:
+        weight: of the layer.
+        bias: of the layer.
+        x: its input.
+        sizes: outputs in each group; None is one group.
+    """
+    sizes = [len(weight)] if sizes is None else list(sizes)
+    groups = zip(weight.split(sizes), bias.split(sizes), strict=True)
+    return tuple(torch.mm(w, x.mT).add_(b[:, None]) for w, b in groups)
 
 
 class MLP(nn.Module):
@@ -69,10 +97,13 @@ class MLP(nn.Module):
         return self.last(self._body(x, context))
 
     def columns(
-        self, x: Float[Tensor, "rows features"], context: Float[Tensor, "rows c"] | None = None
-    ) -> Float[Tensor, "out rows"]:
-        """The transposed output, computed as such: for reductions over groups of outputs."""
-        return torch.addmm(self.last.bias[:, None], self.last.weight, self._body(x, context).mT)
+        self,
+        x: Float[Tensor, "rows features"],
+        context: Float[Tensor, "rows c"] | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> tuple[Float[Tensor, "_ rows"], ...]:
+        """The transposed output in groups of the given sizes; see `columns_of`."""
+        return columns_of(self.last.weight, self.last.bias, self._body(x, context), sizes)
 
     def _body(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self.hidden(x if context is None else torch.cat([x, context], -1))

@@ -1,4 +1,4 @@
-"""A histogram on [1, 2.5]: a chain of radial maps behind a logit, against a spline on the interval."""
+"""A histogram on [1, 2.5]: radial maps behind a logit, against a spline on the interval."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Model:
 def interval(quick: bool) -> None:
     target = PiecewiseUniform(EDGES)
     print(
-        "KL(target || flow) and mass by the midpoint rule, 200,000 points in float64; the target has"
-        f"\nedges {EDGES}, entropy {target.entropy():.5f} nats.\n"
+        "KL(target || flow) and mass by the midpoint rule, 200,000 points in float64; the target"
+        f"\nhas edges {EDGES}, entropy {target.entropy():.5f} nats.\n"
     )
     share = 20 if quick else 1
     head("", "samples", "parameters", "KL (nats)", "mass", "seconds")
@@ -71,9 +71,9 @@ def interval(quick: bool) -> None:
     verdict("mass, off 1", max(abs(r[1] - 1) for r in small + large), 1e-4, 7)
     print(
         "\nAdam: learning rate 5e-2, 100 epochs of 10 batches of 1,000. pyro's chain is used in the"
-        "\ninverse parameterisation, so that a density is one pass; it cannot be sampled then. L-BFGS:"
-        "\nall samples at once, at most 400 iterations, strong Wolfe. zuko: NSF(1, transforms=3,"
-        "\nbins=8), Adam 1e-2, batches of 1,000, for 4 s. Ours: one row for five seeds, longest time."
+        "\ninverse parameterisation: a density is one pass, and it cannot be sampled. L-BFGS: all"
+        "\nsamples at once, at most 400 iterations, strong Wolfe. zuko: NSF(1, transforms=3,"
+        "\nbins=8), Adam 1e-2, batches of 1,000, for 4 s. Five seeds share a row: the longest time."
     )
 
 

@@ -112,7 +112,7 @@ def normflows(layers: int, spline: bool) -> Model:
 
 
 def freia(layers: int, spline: bool) -> Model | None:
-    """Each GLOW block is two couplings, with a network each. It has no rational-quadratic spline."""
+    """Each GLOW block is two couplings with a network each. It has no such spline."""
     if spline:
         return None
     from FrEIA.framework import SequenceINN

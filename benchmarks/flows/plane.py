@@ -1,4 +1,4 @@
-"""Exact KL(target || flow) on targets of the plane, by seconds of training; and the best recipes."""
+"""Exact KL(target || flow) on targets of the plane, by seconds of training; best recipes."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def plane(quick: bool) -> None:
     marks = (1.0, 2.0) if quick else (5.0, 15.0, 30.0)
     shown = ("two_moons", "checkerboard") if quick else SHOWN
     print(
-        "\nAll flows, batch 512, Adam; the learning rate falls to zero (cosine) at each of the marks"
-        "\nand starts anew after it.\n"
+        "\nAll flows, batch 512, Adam; the learning rate falls to zero (cosine) at each of the"
+        "\nmarks and starts anew after it.\n"
     )
     head("target", "flow", "parameters", *(f"{mark:g} s" for mark in marks), "steps")
     for name in shown:

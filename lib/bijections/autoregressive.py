@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.bijections.base import Bijection
-from lib.bijections.scalar import ScalarMap, check_scalar
+from lib.bijections.scalar import Params, ScalarMap, check_scalar, grouped, split_params
 from lib.checks import reject, whole
 from lib.nets import activation as make_activation
-from lib.nets import wholes
+from lib.nets import columns_of, wholes
 
 
 class MaskedLinear(nn.Linear):
@@ -30,10 +30,6 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.mask * self.weight, self.bias)
-
-    def columns(self, x: Tensor) -> Tensor:
-        """The transposed output, computed as such."""
-        return torch.addmm(self.bias[:, None], self.mask * self.weight, x.mT)
 
 
 class MADE(nn.Module):
@@ -80,9 +76,12 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.last(self._body(x, context))
 
-    def columns(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The transposed output, computed as such: for reductions over groups of outputs."""
-        return self.last.columns(self._body(x, context))
+    def columns(
+        self, x: Tensor, context: Tensor | None = None, sizes: Sequence[int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """The transposed output in groups of the given sizes; see `lib.nets.columns_of`."""
+        last = self.last
+        return columns_of(last.mask * last.weight, last.bias, self._body(x, context), sizes)
 
     def _body(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self.hidden(x if context is None else torch.cat([x, context], -1))
@@ -169,9 +168,9 @@ class Autoregressive(Bijection):
         flat = None if context is None else context.reshape(-1, self.context_features)
         return x.reshape(-1, self.features), flat
 
-    def params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """theta(x, context), shape ``(size, rows, features)``."""
+    def params(self, x: Tensor, context: Tensor | None) -> Params:
+        """theta(x, context), shape ``(size, rows, features)``, or groups of that shape."""
         x = self.scalar.embed(x)
-        if self.scalar.feature_major:
-            return self.network.columns(x, context).unflatten(0, (self.scalar.size, -1)).mT
-        return self.network(x, context).unflatten(1, (self.scalar.size, -1)).movedim(1, 0)
+        if self.scalar.groups:
+            return grouped(self.network, x, context, self.scalar.groups, self.features)
+        return split_params(self.network(x, context), self.scalar.size, self.features)

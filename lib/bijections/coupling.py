@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.bijections.base import Bijection, sum_event
-from lib.bijections.scalar import ScalarMap, check_scalar, split_params
+from lib.bijections.scalar import Params, ScalarMap, check_scalar, grouped, split_params
 from lib.checks import reject, whole
 from lib.nets import MLP, check_network
 
@@ -93,7 +93,8 @@ class Coupling(Bijection):
         return self._map(z, context, self.scalar.inverse)
 
     def _map(self, x: Tensor, context: Tensor | None, g: Callable) -> tuple[Tensor, Tensor]:
-        rows = x if x.ndim == self.event_dim + 1 else x.reshape(-1, *x.shape[-self.event_dim :])
+        flat = x.ndim == self.event_dim + 1
+        rows = x if flat else x.reshape(-1, *x.shape[-self.event_dim :])
         if context is not None:
             context = context.reshape(-1, self.context_features)
         first, second = rows.split(self.sizes, dim=1)
@@ -101,16 +102,17 @@ class Coupling(Bijection):
         b, log_slope = g(b, self.params(a, context))
         rows = torch.cat([b, a] if self.swap else [a, b], dim=1)
         log_det = sum_event(log_slope, self.event_dim)
+        if flat:
+            return rows, log_det
         return rows.reshape(x.shape), log_det.reshape(x.shape[: x.ndim - self.event_dim])
 
-    def params(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """theta(a, context), shape ``(size, rows, features of b, *rest)``."""
-        a = self.condition.embed(a)
-        if self.scalar.feature_major and isinstance(self.network, MLP):
-            params = self.network.columns(a, context).mT
-        else:
-            params = self.network(a) if context is None else self.network(a, context)
-        return split_params(params, self.scalar.size, self.sizes[not self.swap])
+    def params(self, a: Tensor, context: Tensor | None) -> Params:
+        """theta(a, context), shape ``(size, rows, features of b, *rest)``, or groups of it."""
+        a, mapped = self.condition.embed(a), self.sizes[not self.swap]
+        if self.scalar.groups and isinstance(self.network, MLP):
+            return grouped(self.network, a, context, self.scalar.groups, mapped)
+        params = self.network(a) if context is None else self.network(a, context)
+        return split_params(params, self.scalar.size, mapped)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, swap={self.swap}"

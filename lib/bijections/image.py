@@ -18,7 +18,6 @@ import math
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from lib.bijections.base import Bijection, check_context, check_event, sum_event
 from lib.bijections.elementwise import Sigmoid, minus_inf_unless
@@ -53,10 +52,18 @@ class Squeeze(Bijection):
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             expected = f"height and width that are multiples of {self.factor}"
             reject("x", expected, f"{x.shape[-2]} x {x.shape[-1]}")
-        return pixel_unshuffle(x, self.factor), x.new_zeros(x.shape[:-3])
+        # `pixel_unshuffle` and `pixel_shuffle` do the same, but not to an empty batch.
+        *batch, channels, height, width = x.shape
+        k = self.factor
+        squares = x.reshape(*batch, channels, height // k, k, width // k, k)
+        return squares.movedim((-3, -1), (-4, -3)).flatten(-5, -3), x.new_zeros(batch)
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return pixel_shuffle(z, self.factor), z.new_zeros(z.shape[:-3])
+        *batch, _, height, width = z.shape
+        k = self.factor
+        squares = z.unflatten(-3, (self.channels, k, k)).movedim((-4, -3), (-3, -1))
+        x = squares.reshape(*batch, self.channels, height * k, width * k)
+        return x, z.new_zeros(batch)
 
 
 class OnHalf(Bijection):

@@ -17,6 +17,8 @@ from lib.bijections.base import Bijection
 from lib.checks import number, reject, whole
 from lib.nets import MLP, check_network
 
+Params = Tensor | tuple[Tensor, ...]
+
 
 class ScalarMap(nn.Module):
     """An increasing map of each number, the identity where all parameters are zero.
@@ -24,13 +26,13 @@ class ScalarMap(nn.Module):
     Attributes:
         size: parameters for each number.
         features: the number of features that it is for, None for any number.
-        feature_major: whether `params` are wanted with the rows of a batch next to each other in
-            memory, which makes reductions over `size` fast.
+        groups: sizes of the groups of parameters, where they are wanted one by one and with the
+            rows of a batch next to each other in memory: reductions over a group are then fast.
     """
 
     size: int = 0
     features: int | None = None
-    feature_major: bool = False
+    groups: tuple[int, ...] = ()
 
     def forward(
         self,
@@ -205,4 +207,15 @@ def split_params(params: Tensor, size: int, features: int) -> Tensor:
     if params.ndim < 2 or params.shape[1] != size * features:
         wanted = f"{size} x {features} = {size * features} outputs"
         reject("network", wanted, f"shape {tuple(params.shape)}")
-    return params.unflatten(1, (size, features)).movedim(1, 0)
+    return params.view(len(params), size, features, *params.shape[2:]).movedim(1, 0)
+
+
+def grouped(
+    network: nn.Module, x: Tensor, context: Tensor | None, groups: Sequence[int], features: int
+) -> tuple[Tensor, ...]:
+    """The groups of parameters of an `MLP` or `MADE`, each of shape (size, rows, features)."""
+    if network.last.out_features != sum(groups) * features:
+        wanted = f"{sum(groups)} x {features} = {sum(groups) * features} outputs"
+        reject("network", wanted, f"shape {(len(x), network.last.out_features)}")
+    columns = network.columns(x, context, [size * features for size in groups])
+    return tuple(c.unflatten(0, (-1, features)).mT for c in columns)

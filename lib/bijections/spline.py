@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lib.bijections.scalar import ScalarMap, clamp
+from lib.bijections.scalar import Params, ScalarMap, clamp
 from lib.checks import floating, number, reject, whole
 
 ENDS = ("free", "linear", "circular")
@@ -52,8 +52,6 @@ class RationalQuadratic(ScalarMap):
     Source: Gregory and Delbourgo (1982); Durkan, Bekasov, Murray and Papamakarios (2019), section
     3.1; circles: Rezende et al. (2020), section 3.1.
     """
-
-    feature_major = True
 
     def __init__(
         self,
@@ -94,7 +92,8 @@ class RationalQuadratic(ScalarMap):
                 setattr(self, name, float(side))
         self.knots = {"linear": bins - 1, "circular": bins}.get(self.ends, bins + 1)
         self.phased = "circular" in kinds
-        self.size = 2 * bins + self.knots + self.phased
+        self.groups = (bins, bins, self.knots, *[1] * self.phased)
+        self.size = sum(self.groups)
         if not isinstance(self.ends, str):
             for name in ENDS:
                 mask = torch.tensor([kind == name for kind in kinds])
@@ -104,18 +103,18 @@ class RationalQuadratic(ScalarMap):
     def slope_bounds(self) -> tuple[float, float]:
         """Bounds of dz/dx that hold for all parameters and all points.
 
-        Chords lie in [c, 1 / c], slopes at knots in [c / G, G / c], and at most at 2 G times a chord
-        beside them, G being the steepness. At a fixed xi, dz/dx is quasi-concave in d0 and in d1:
-        its least value is at a corner of their ranges, and nowhere below half of c / G. Its largest
-        is max(d0, d1, 2 s). Both bounds are reached in the limit, the lower one for large G.
+        With G the steepness, chords lie in [c, 1 / c], and the slope at a knot in [c / G, G / c],
+        at most 2 G times a chord beside it. At a fixed xi, dz/dx is quasi-concave in d0 and in d1,
+        so it is least where both are at an end of their range, and never below half of c / G.
+        It is at most max(d0, d1, 2 s). Both bounds are reached in the limit, the lower for large G.
         """
         c, G = self.min_bin / (1 - (self.bins - 1) * self.min_bin), self.steepness
         return c / (2 * G), max(G, 2) / c
 
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         return self._map(x, params, evaluate_bin, backward=False)
 
-    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         return self._map(z, params, solve_bin, backward=True)
 
     def part(self, features: list[int]) -> RationalQuadratic:
@@ -134,7 +133,7 @@ class RationalQuadratic(ScalarMap):
         kinds = self._kinds(x.shape[1])
         if set(kinds) <= {"linear"}:
             return x
-        low, high = self._bounds(x.dtype, ())
+        low, high = self._bounds(x.dtype, (1,) * (x.ndim - 2))
         centred = 2 * (x - low) / (high - low) - 1
         columns = []
         for k, kind in enumerate(kinds):
@@ -159,19 +158,20 @@ class RationalQuadratic(ScalarMap):
         return f"bins={self.bins}, ends={self.ends}"
 
     def _map(
-        self, x: Tensor, params: Tensor, curve: Callable, *, backward: bool
+        self, x: Tensor, params: Params, curve: Callable, *, backward: bool
     ) -> tuple[Tensor, Tensor]:
         given, dtype = x.dtype, torch.promote_types(x.dtype, torch.float32)
         # Features first: what is reduced over the bins then lies in contiguous rows.
-        x, params = x.to(dtype).movedim(1, 0), params.to(dtype).movedim(2, 1)
-        x, params = x.contiguous(), params.contiguous()
+        x = x.to(dtype).movedim(1, 0).contiguous()
+        params = params.split(self.groups) if isinstance(params, Tensor) else params
+        params = tuple(part.to(dtype).movedim(2, 1).contiguous() for part in params)
         low, high = self._bounds(dtype, (1,) * (x.ndim - 1))
         u = (x - low) / (high - low)
-        if self.phased and not backward:
-            u = self._turn(u, params[-1])
+        if self.phased:
+            u = self._turn(u, 0.0 if backward else params[-1][0])
         v, log_slope = self._unit(u, params, curve, backward)
         if self.phased and backward:
-            v = self._turn(v, -params[-1])
+            v = self._turn(v, -params[3][0])
         z = low + (high - low) * v
         free = self._is("free", x)
         if free is not False:
@@ -182,23 +182,20 @@ class RationalQuadratic(ScalarMap):
         return z.movedim(0, 1).to(given), log_slope.movedim(0, 1)
 
     def _unit(
-        self, u: Tensor, params: Tensor, curve: Callable, backward: bool
+        self, u: Tensor, params: tuple[Tensor, ...], curve: Callable, backward: bool
     ) -> tuple[Tensor, Tensor]:
         """The spline on [0, 1], and the straight lines beyond."""
-        K, floor = self.bins, self.min_bin
-        sizes = [K, K, self.knots, len(params) - 2 * K - self.knots]
-        widths, heights, logits, _ = params.split(sizes)
+        floor = self.min_bin
+        widths, heights, logits = params[:3]
         inside = u.clamp(0, 1)
         w_all, x_all = _bins(widths, floor)
         h_all, z_all = _bins(heights, floor)
         k = (inside >= (z_all if backward else x_all)[:-1]).sum(0, keepdim=True)
-        circular, linear = self._is("circular", u), self._is("linear", u)
-        before = self._pick(circular, (k - 1) % K, (k - 1).clamp(min=0))
-        after = self._pick(circular, (k + 1) % K, (k + 1).clamp(max=K - 1))
-        index = torch.cat([before, k, after])
+        linear = self._is("linear", u)
+        index = torch.cat([self._beside(k, -1, u), k, self._beside(k, 1, u)])
         x_k, w0, w, w1 = _Select.apply(widths, w_all, x_all, index, floor)
         z_k, h0, h, h1 = _Select.apply(heights, h_all, z_all, index, floor)
-        steep = self._steepness(logits, k, circular, linear)
+        steep = self._steepness(logits, k, u)
         run = w / h
         d0, d1 = 2 * steep[0] / (w0 / h0 + run), 2 * steep[1] / (run + w1 / h1)
         if backward:
@@ -206,20 +203,26 @@ class RationalQuadratic(ScalarMap):
             v, slope = x_k + inner, run
         else:
             inner, log_slope = curve(inside - x_k, w, h, d0, d1)
-            v, slope = z_k + inner, 1 / run
+            v, slope = z_k + inner, h / w
         if linear is not False:
             v = self._pick(linear, v + (u - inside) * slope, v)
         return v, log_slope
 
-    def _steepness(
-        self, logits: Tensor, k: Tensor, circular: bool | Tensor, linear: bool | Tensor
-    ) -> Tensor:
+    def _beside(self, k: Tensor, step: int, like: Tensor) -> Tensor:
+        """The bin before or after bin k: on a circle the next one, at an end the bin itself."""
+        circular, K = self._is("circular", like), self.bins
+        if circular is False:
+            return (k + step).clamp(0, K - 1)
+        around = (k + step) % K
+        return self._pick(circular, around, (k + step).clamp(0, K - 1))
+
+    def _steepness(self, logits: Tensor, k: Tensor, like: Tensor) -> Tensor:
         """The slopes at both ends of bin k, over the harmonic mean of the chords beside them."""
-        K = self.bins
-        index = torch.cat([k, k + 1])
+        circular, linear = self._is("circular", like), self._is("linear", like)
+        K, index = self.bins, torch.cat([k, k + 1])
         if linear is True:  # the outer knots have no parameter
             index = (index - 1).clamp(0, K - 2)
-        else:
+        elif circular is not False:
             index = self._pick(circular, index % K, index)
         chosen = logits.expand(-1, *k.shape[1:]).gather(0, index)
         if linear is not False:
@@ -227,7 +230,7 @@ class RationalQuadratic(ScalarMap):
             chosen = self._pick(linear, chosen.masked_fill(outer, 0.0), chosen)
         return clamp(chosen, "softsign", math.log(self.steepness)).exp()
 
-    def _turn(self, u: Tensor, phase: Tensor) -> Tensor:
+    def _turn(self, u: Tensor, phase: Tensor | float) -> Tensor:
         turned = u + phase
         return self._pick(self._is("circular", u), turned - turned.floor().detach(), u)
 
@@ -244,9 +247,10 @@ class RationalQuadratic(ScalarMap):
 
 @torch.no_grad()
 def _bins(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Sizes floor + (1 - K floor) softmax(logits) of K bins, and their right ends."""
-    sizes = logits.softmax(0).mul_(1 - len(logits) * floor).add_(floor)
-    return sizes, sizes.cumsum(0)
+    """Sizes floor + share of K bins, share = (1 - K floor) softmax(logits): shares, right ends."""
+    K, share = len(logits), logits.softmax(0).mul_(1 - len(logits) * floor)
+    steps = floor * torch.arange(1, K + 1, dtype=logits.dtype, device=logits.device)
+    return share, share.cumsum(0).add_(steps.view(K, *(1,) * (logits.ndim - 1)))
 
 
 class _Select(torch.autograd.Function):
@@ -260,29 +264,34 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        logits: Tensor, sizes: Tensor, ends: Tensor, index: Tensor, floor: float
+        logits: Tensor, share: Tensor, ends: Tensor, index: Tensor, floor: float
     ) -> tuple[Tensor, ...]:
         shape, k = (-1, *index.shape[1:]), index[1:2]
-        chosen = sizes.expand(shape).gather(0, index)
+        chosen = share.expand(shape).gather(0, index) + floor
         start = ends.expand(shape).gather(0, (k - 1).clamp(min=0)).masked_fill(k == 0, 0.0)
         return start[0], *chosen.unbind(0)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:
-        logits, sizes, _, index, ctx.floor = inputs
-        ctx.save_for_backward(logits, sizes, index)
+        logits, share, _, index, ctx.floor = inputs
+        ctx.save_for_backward(logits, share, index)
 
     @staticmethod
     def backward(ctx, start: Tensor, *chosen: Tensor) -> tuple[Tensor | None, ...]:
-        logits, sizes, index = ctx.saved_tensors
+        logits, share, index = ctx.saved_tensors
         K = len(logits)
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            sizes = ctx.floor + (1 - K * ctx.floor) * logits.softmax(0)
+        total = 1 - K * ctx.floor
         row = torch.arange(K, device=index.device).view(K, *(1,) * (index.ndim - 1))
         grad = torch.where(row < index[1], start, 0.0).scatter_add_(0, index, torch.stack(chosen))
-        grad, share = grad.sum_to_size(logits.shape), sizes - ctx.floor
-        mean = (share * grad).sum(0) / (1 - K * ctx.floor)
-        return share * (grad - mean), None, None, None, None
+        grad = grad.sum_to_size(logits.shape)
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            share = total * logits.softmax(0)
+            grad = share * grad
+            grad = torch.addcmul(grad, share, grad.sum(0), value=-1 / total)
+        else:
+            grad = grad.mul_(share)
+            grad = grad.addcmul_(share, grad.sum(0), value=-1 / total)
+        return grad, None, None, None, None
 
 
 def interval(
@@ -304,7 +313,7 @@ def evaluate_bin(
 ) -> tuple[Tensor, Tensor]:
     """z - z_k and log dz/dx at x - x_k = `offset`."""
     a = (offset / w).clamp(0, 1)
-    return _height(a, 1 - a, h, h / w, d0, d1), _log_slope(a, 1 - a, h / w, d0, d1)
+    return _curve(a, 1 - a, h, h / w, d0, d1)
 
 
 def solve_bin(
@@ -318,22 +327,23 @@ def solve_bin(
 
     a sum of non-negative terms. Of the two forms of the root, each sign of q has one that adds.
     """
-    # Near the end of a bin h - offset has no rounding error, 1 - offset / h has one.
     u, v = (offset / h).clamp(0, 1), ((h - offset) / h).clamp(0, 1)
     s = h / w
     q = d0 * v - d1 * u
-    root = (q * q + 4 * s * s * u * v).sqrt()
-    total = q.abs() + root
     up, down = 2 * s * u, 2 * s * v
-    a = torch.where(q >= 0, up / (total + up), total / (total + down))
-    b = torch.where(q >= 0, total / (total + up), down / (total + down))  # 1 - a
-    return w * a, -_log_slope(a, b, s, d0, d1)
+    total = q.abs() + (q * q + up * down).sqrt()
+    small = torch.where(q >= 0, up, down)  # the smaller of xi and 1 - xi, but for a factor
+    near, far = small / (total + small), total / (total + small)
+    a, b = torch.where(q >= 0, near, far), torch.where(q >= 0, far, near)  # xi, 1 - xi
+    return w * a, -_curve(a, b, h, s, d0, d1)[1]
 
 
-def _height(a: Tensor, b: Tensor, h: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
-    return h * a * (s * a + d0 * b) / (s * (a * a + b * b) + (d0 + d1) * a * b)
-
-
-def _log_slope(a: Tensor, b: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
-    top = d1 * a * a + 2 * s * a * b + d0 * b * b
-    return (s * s * top).log() - 2 * (s * (a * a + b * b) + (d0 + d1) * a * b).log()
+def _curve(
+    a: Tensor, b: Tensor, h: Tensor, s: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """z - z_k and log dz/dx at xi = a, 1 - xi = b."""
+    aa, ab, bb = a * a, a * b, b * b
+    q = s * (aa + bb) + (d0 + d1) * ab
+    ratio = s / q
+    slope = ratio * ratio * (d1 * aa + 2 * s * ab + d0 * bb)
+    return h * (s * aa + d0 * ab) / q, slope.log()

@@ -21,7 +21,7 @@ from torch.distributions import Distribution, constraints
 from torch.func import functional_call
 
 from lib.bijections.base import Bijection, check_context, check_event, sum_event
-from lib.checks import reject
+from lib.checks import reject, whole
 from lib.flows.bases import AnyBase, Base, StandardNormal
 
 
@@ -68,6 +68,8 @@ class Flow(nn.Module):
         event = shape if event == latent else (*shape[: len(shape) - len(latent)], *event)
         if None in event:
             reject("bijection", "events of known sizes", event)
+        if bijection.context_features and len(shape) > len(latent):
+            reject("base", f"events of shape {latent}, as there is context", shape)
         self.bijection, self.base = bijection, base
         self.event_shape = torch.Size(event)
         self.context_features = bijection.context_features
@@ -92,9 +94,10 @@ class Flow(nn.Module):
         Raises:
             ValueError: events or context of another shape or kind, or NaN.
         """
-        check_event("x", x, tuple(self.event_shape))
+        self._check(x, context)
         compiling = torch.compiler.is_compiling()
-        finite = None if not compiling and bool(x.isfinite().all()) else x.isfinite()
+        # The sum is finite where all numbers are (or it overflows, and the long way is taken).
+        finite = None if not compiling and bool(x.sum().isfinite()) else x.isfinite()
         if finite is not None:
             if not compiling and bool(x.isnan().any()):
                 reject("x", "numbers", f"{int(x.isnan().sum())} of {x.numel()} NaN")
@@ -131,7 +134,9 @@ class Flow(nn.Module):
         Raises:
             ValueError: context missing, superfluous or of another shape.
         """
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        shape = (sample_shape,) if isinstance(sample_shape, int | str) else tuple(sample_shape)
+        shape = tuple(whole("sample_shape", size, low=0) for size in shape)
+        self._check(None, context)
         if context is not None:
             shape = (*shape, *context.shape[:-1])
         z = self.base.sample(shape, generator)
@@ -145,6 +150,18 @@ class Flow(nn.Module):
         shape = () if context is None else context.shape[:-1]
         law = _pyro_law() if "pyro" in sys.modules else FlowDistribution
         return law(self, context, torch.Size(shape))
+
+    def _check(self, x: Tensor | None, context: Tensor | None) -> None:
+        """What the bijection does not look at: the precision of x, and NaN in the context."""
+        if x is not None:
+            check_event("x", x, tuple(self.event_shape))
+            weight = next(self.parameters(), x)
+            if weight.dtype != x.dtype:
+                reject("x", f"the precision of the flow, {weight.dtype}", x.dtype)
+        if context is not None and self.context_features:
+            check_event("context", context, (self.context_features,))
+            if not torch.compiler.is_compiling() and bool(context.isnan().any()):
+                reject("context", "numbers", f"{int(context.isnan().sum())} NaN")
 
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set the layers that start from data (`ActNorm`) from a batch."""

@@ -17,11 +17,12 @@ from lib.bijections.image import ConvNet, OnHalf, Squeeze
 from lib.bijections.linear import ActNorm, LULinear
 from lib.bijections.planar import Planar
 from lib.bijections.radial import Radial
-from lib.bijections.scalar import Elementwise, ScalarMap, ScaleShift
+from lib.bijections.scalar import Elementwise, ScalarMap, ScaleShift, check_scalar
 from lib.bijections.spline import RationalQuadratic, interval
-from lib.checks import reject, whole
+from lib.checks import number, reject, whole
 from lib.flows.bases import StandardNormal, Uniform
 from lib.flows.flow import Flow
+from lib.nets import wholes
 
 
 def coupling_flow(
@@ -78,6 +79,7 @@ def spline_flow(
 
     Source: Durkan, Bekasov, Murray and Papamakarios (2019).
     """
+    features, bound = whole("features", features), number("bound", bound)
     scalar = RationalQuadratic(bins, low=-bound, high=bound)
     options = {"hidden": hidden, "activation": activation, "context_features": context_features}
     return Flow(
@@ -226,12 +228,13 @@ def glow(
 
     Source: Kingma and Dhariwal (2018), figure 2; Dinh et al. (2017), section 3.6.
     """
+    shape = tuple(wholes("shape", shape, low=1))
     if len(shape) != 3 or any(side % 2 ** whole("levels", levels) for side in shape[1:]):
-        reject("shape", f"(channels, height, width), sides divisible by {2**levels}", tuple(shape))
-    channels = whole("shape", shape[0])
+        reject("shape", f"(channels, height, width), sides divisible by {2**levels}", shape)
     scalar = ScaleShift() if scalar is None else scalar
 
     def step(size: int, k: int) -> list[Bijection]:
+        check_scalar(scalar, size)
         first, swap = size // 2, k % 2 == 1
         given, mapped = (size - first, first) if swap else (first, size - first)
         net = ConvNet(given, scalar.size * mapped, hidden, context_features=context_features)
@@ -245,7 +248,7 @@ def glow(
         squeeze = Squeeze(size)
         return Compose([squeeze, *parts, *deeper, Inverse(squeeze)])
 
-    return Flow(scale(channels, 1), StandardNormal(shape))
+    return Flow(scale(shape[0], 1), StandardNormal(shape))
 
 
 def _stack(features: int, layers: int, mixing: str, make: Callable[[int], Bijection]) -> Compose:

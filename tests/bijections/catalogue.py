@@ -118,7 +118,11 @@ CATALOGUE: dict[str, Entry] = {
         lambda: b.Coupling(3, b.RationalQuadratic(4, ends="free", **BOX), hidden=(8,)),
         uniform(3, low=torch.tensor(BOX["low"]), high=torch.tensor(BOX["high"])),
     ),
-    "spline coupling, stacked": Entry(lambda: b.Compose(couplings()), normal(4, scale=3.0)),
+    "spline coupling, mixed ends": Entry(
+        lambda: b.Coupling(3, b.RationalQuadratic(4, ends=MIXED, low=-1.0, high=1.0), hidden=(8,)),
+        uniform(3, low=-1.0),
+    ),
+    "spline coupling, stacked": Entry(lambda: b.Compose(couplings()), normal(4, scale=3.0), 0.3),
     # --- autoregressive
     "MAF": Entry(lambda: b.Autoregressive(4, b.ScaleShift(), hidden=(16, 16)), normal(4)),
     "MAF of one feature": Entry(

@@ -134,6 +134,14 @@ def test_squeeze_by_hand():
     torch.testing.assert_close(Squeeze(1)(x)[0], expected, rtol=0, atol=0)
 
 
+def test_squeeze_is_pixel_unshuffle_also_of_nothing(generator):
+    x = torch.rand(2, 3, 2, 6, 9, generator=generator)
+    f = Squeeze(2, factor=3)
+    torch.testing.assert_close(f(x)[0], torch.nn.functional.pixel_unshuffle(x, 3), rtol=0, atol=0)
+    assert f(x[:0])[0].shape == (0, 3, 18, 2, 3)
+    assert f.inverse(f(x[:, :0])[0])[0].shape == (2, 0, 2, 6, 9)
+
+
 def test_squeeze_tells_its_neighbours(generator):
     f = multiscale()
     assert f.event_shape == f.latent_shape == (2, None, None)
