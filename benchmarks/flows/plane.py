@@ -61,7 +61,7 @@ def plane(quick: bool) -> None:
     """Recipes, then every flow on every target."""
     print("Fresh samples in each step; KL in nats by 200,000 points, +- one standard error.\n")
     _recipes(quick)
-    marks = (1.0, 2.0) if quick else (5.0, 15.0, 30.0)
+    marks = (1.0, 2.0) if quick else (5.0, 15.0)
     shown = ("two_moons", "checkerboard") if quick else SHOWN
     print(
         "\nAll flows, batch 512, Adam; the learning rate falls to zero (cosine) at each of the"

@@ -121,12 +121,14 @@ class ScaleShift(ScalarMap):
         self.clamp, self.bound = clamp, number("bound", bound)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = clamp(params[0], self.clamp, self.bound)
-        return torch.addcmul(params[1], log_scale.exp(), x), log_scale.expand_as(x)
+        raw, shift = params.unbind(0)
+        log_scale = clamp(raw, self.clamp, self.bound)
+        return torch.addcmul(shift, log_scale.exp(), x), log_scale.expand_as(x)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = clamp(-params[0], self.clamp, self.bound)  # every clamp is odd
-        return (z - params[1]) * log_scale.exp(), log_scale.expand_as(z)
+        raw, shift = params.unbind(0)
+        log_scale = clamp(-raw, self.clamp, self.bound)  # every clamp is odd
+        return (z - shift) * log_scale.exp(), log_scale.expand_as(z)
 
     def extra_repr(self) -> str:
         return f"{self.clamp}, bound={self.bound:g}"
