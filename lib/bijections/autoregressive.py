@@ -157,7 +157,10 @@ class Autoregressive(Bijection):
         x, log_slope = torch.zeros_like(rows), rows
         for passes in range(1, self.features + 1):  # noqa: B007
             before = x
-            x, log_slope = self.scalar.inverse(rows, self.params(before, context))
+            # A number that is not right yet may have overflowed, and 0 * inf would spread.
+            x, log_slope = self.scalar.inverse(
+                rows, self.params(before.nan_to_num(0.0, 0.0, 0.0), context)
+            )
             if not watched and torch.equal(x, before):
                 break
         if not torch.compiler.is_compiling():

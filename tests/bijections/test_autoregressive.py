@@ -258,3 +258,16 @@ def test_order_may_be_a_tensor(unchecked):
         f.network.last.weight.fill_(1.0)
     seen = theta_of_x(f, torch.zeros(3))
     assert torch.equal(seen, torch.tensor([[0.0, 0, 1], [1, 0, 1], [0, 0, 0]]))
+
+
+def test_an_overflow_on_the_way_does_not_spread():
+    """The first rounds map wrong guesses, and an unbounded scale may make them infinite."""
+    f = Autoregressive(3, ScaleShift("none"), hidden=())
+    with torch.no_grad():  # s_2 = 200 x_1, s_3 = -200 x_2, where x_2 = e^-80 is first taken for 1
+        f.network.last.weight[1:3] += 200 * torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+        z = torch.tensor([[0.4, 1.0, 0.1]])
+        x, log_det = f.inverse(z)
+        back, forth = f(x)
+    assert x.isfinite().all()
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(forth, -log_det)
