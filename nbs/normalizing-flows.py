@@ -911,8 +911,8 @@ claim(
 )
 
 # %% [markdown]
-# > **It breaks.** Two lines find it. The determinant of autograd's Jacobian at a single point: off by [1.0](#careless-log-det-minus-autograd-nats) nats. The mass
-# > on a grid: [2.0](#mass-of-the-careless-density) in place of 1. A test that only checks $\log\det f + \log\det f^{-1} = 0$ finds neither, as both may be
+# > **It breaks.** Two lines find it. The determinant of autograd's Jacobian at a single point: off by [1.60](#careless-log-det-minus-autograd-nats) nats. The mass
+# > on a grid: [6.50](#mass-of-the-careless-density) in place of 1. A test that only checks $\log\det f + \log\det f^{-1} = 0$ finds neither, as both may be
 # > wrong together.
 #
 # ## A flow as a guide
