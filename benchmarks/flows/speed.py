@@ -64,7 +64,7 @@ def _section(layers: int, spline: bool, quick: bool) -> dict[str, dict[str, floa
     wanted = [whole[0], *(whole[k % 2].clone().requires_grad_() for k in range(1, layers))]
 
     def alone(inputs: list[Tensor]) -> list[Tensor]:
-        call = (lambda net, a: net.columns(a)) if spline else (lambda net, a: net(a))
+        call = (lambda net, a: net.columns(a)[0]) if spline else (lambda net, a: net(a))
         return [call(net, a) for net, a in zip(networks, inputs, strict=True)]
 
     def loss(_: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ class Radial(Bijection):
         share, rest = alpha / (alpha + r), r / (alpha + r)
         stretch = s / (alpha + r)
         radial = rest * (1 + share) + share * stretch
+        if self.event_shape[0] == 1:  # no direction but the radial one
+            return radial.log()[..., 0]
         tangential = (rest + stretch).log()
         return ((self.event_shape[0] - 1) * tangential + radial.log())[..., 0]
 
@@ -86,5 +88,7 @@ def _norm(offset: Tensor) -> Tensor:
 
     Long vectors are scaled before they are squared.
     """
+    if offset.shape[-1] == 1:
+        return offset.abs()
     scale = offset.detach().abs().amax(-1, keepdim=True).clamp(min=1)
     return scale * torch.linalg.vector_norm(offset / scale, dim=-1, keepdim=True)

@@ -134,7 +134,8 @@ class Flow(nn.Module):
         Raises:
             ValueError: context missing, superfluous or of another shape.
         """
-        shape = (sample_shape,) if isinstance(sample_shape, int | str) else tuple(sample_shape)
+        single = isinstance(sample_shape, int | float | str)
+        shape = (sample_shape,) if single else tuple(sample_shape)
         shape = tuple(whole("sample_shape", size, low=0) for size in shape)
         self._check(None, context)
         if context is not None:
