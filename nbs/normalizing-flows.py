@@ -686,15 +686,15 @@ def count(flow):
     return sum(w.numel() for w in flow.parameters())
 
 
-print("KL in nats, and seconds of training; parameters")
-short = [name.split("_")[-1][:7] for name in targets]
-print(" " * 15 + "".join(f"{name:>12}" for name in short))
+print("KL in nats and seconds of training, each flow with its parameters")
+short = [name.split("_")[-1][:6] for name in targets]
+print(" " * 22 + "".join(f"{name:>9}" for name in short))
 for kind, make in makers.items():
-    row = f"{kind:15}"
+    row = f"{kind:15}{count(make()):7,}"
     for name in targets:
         kl, seconds, _ = board.get((kind, name), (None, 0, None))
-        row += f"{kl.value:7.4f}{seconds:4.0f}s" if kl else " " * 11 + "-"
-    print(row, f"{count(make()):7,}")
+        row += f"{kl.value:6.3f}{seconds:2.0f}s" if kl else " " * 8 + "-"
+    print(row)
 errors = [kl.stderr for kl, _, _ in board.values()]
 print(f"standard errors: {min(errors):.4f} to {max(errors):.4f}")
 
