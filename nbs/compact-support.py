@@ -1121,7 +1121,7 @@ figure(
 )
 
 # %% [markdown]
-# Of the unbounded flow, up to [0.018](#posterior-largest-mass-of-the-unbounded-flow-outside-of-the-box) of the mass is where the prior forbids it. Simulation-based inference calls this leakage; the usual
+# Of the unbounded flow, up to [0.02](#posterior-largest-mass-of-the-unbounded-flow-outside-of-the-box) of the mass is where the prior forbids it. Simulation-based inference calls this leakage; the usual
 # repair rejects such samples and estimates the lost mass for each $y$
 # ([Greenberg, Nonnenmacher and Macke, 2019](https://arxiv.org/abs/1905.07488)). The bounded flow needs no repair. In total variation
 # the two are close, at worst [0.062](#posterior-largest-total-variation-bounded-flow) and
