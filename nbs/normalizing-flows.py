@@ -1100,8 +1100,8 @@ claim(
 # *Which extreme values does one clip, and how?* A hard clip stops learning and inverts worst of the bounded clamps. Soft-sign
 # with a bound of 2 loses least, by the figure above.
 #
-# *How expressive is expressive?* By exact divergence, in this budget the best flow is closer than sixteen planar layers by a factor of [30](#kl-of-planar-over-best-spirals) or more on
-# every target here. The budget favours the splines: 500 to 1,600 steps against 200.
+# *How expressive is expressive?* By exact divergence, in this budget the best flow is at least four times closer than sixteen planar layers
+# on every target here. The budget favours the splines: 500 to 1,600 steps against 200.
 #
 # *Are the restricted maps one-way?* None of them is. Planar, radial and Sylvester layers invert to rounding.
 #
