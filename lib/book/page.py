@@ -346,7 +346,7 @@ def _commit() -> str:
 def device_name() -> str:
     """Name of the accelerator, or else of the processor."""
     if torch.cuda.is_available():
-        return torch.cuda.getdevice_name()
+        return torch.cuda.get_device_name()
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -124,6 +124,14 @@ def test_scale_follows_the_device():
     assert page.scale(1, 2) == (2 if torch.cuda.is_available() else 1)
 
 
+def test_device_is_named_after_the_accelerator_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an accelerator")
+    assert page.device_name() == "an accelerator"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert page.device_name() not in ("", "an accelerator")
+
+
 def test_outputs_carry_what_the_book_needs():
     """In a kernel: claims keep their interval, figures their words, and nothing is drawn twice."""
     source = """
