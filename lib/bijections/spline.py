@@ -1,25 +1,21 @@
 """The monotone rational-quadratic spline: one formula for an interval, the line and the circle.
 
-On a bin of width w and height h, with chord s = h / w, slopes d0 and d1 at its ends, and
-xi = (x - x_k) / w, the map and its derivative are
-
-    z     = z_k + h (s xi^2 + d0 xi (1 - xi)) / q
-    dz/dx = s^2 (d1 xi^2 + 2 s xi (1 - xi) + d0 (1 - xi)^2) / q^2
-    q     = s (xi^2 + (1 - xi)^2) + (d0 + d1) xi (1 - xi)
-
-and nothing in them is subtracted. Neither is anything in the inverse, see `solve_bin`.
+What happens on one bin is in `lib.bijections.bins`; here the bins are put together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from lib.bijections.scalar import Params, ScalarMap, clamp
+from lib.bijections.bins import OnBin, Select, evaluate_bin, find, right_ends, rows, solve_bin
+from lib.bijections.scalar import Params, ScalarMap
 from lib.checks import floating, number, reject, whole
+
+__all__ = ["ENDS", "RationalQuadratic", "evaluate_bin", "interval", "solve_bin"]
 
 ENDS = ("free", "linear", "circular")
 
@@ -112,10 +108,10 @@ class RationalQuadratic(ScalarMap):
         return c / (2 * G), max(G, 2) / c
 
     def forward(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        return self._map(x, params, evaluate_bin, backward=False)
+        return self._map(x, params, backward=False)
 
     def inverse(self, z: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        return self._map(z, params, solve_bin, backward=True)
+        return self._map(z, params, backward=True)
 
     def part(self, features: list[int]) -> RationalQuadratic:
         if self.features is None:
@@ -157,9 +153,7 @@ class RationalQuadratic(ScalarMap):
     def extra_repr(self) -> str:
         return f"bins={self.bins}, ends={self.ends}"
 
-    def _map(
-        self, x: Tensor, params: Params, curve: Callable, *, backward: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _map(self, x: Tensor, params: Params, *, backward: bool) -> tuple[Tensor, Tensor]:
         given, dtype = x.dtype, torch.promote_types(x.dtype, torch.float32)
         # Features first: what is reduced over the bins then lies in contiguous rows.
         x = x.to(dtype).movedim(1, 0).contiguous()
@@ -169,7 +163,7 @@ class RationalQuadratic(ScalarMap):
         u = (x - low) / (high - low)
         if self.phased:
             u = self._turn(u, 0.0 if backward else params[-1][0])
-        v, log_slope = self._unit(u, params, curve, backward)
+        v, log_slope = self._unit(u, params, backward)
         if self.phased and backward:
             v = self._turn(v, -params[3][0])
         z = low + (high - low) * v
@@ -181,54 +175,44 @@ class RationalQuadratic(ScalarMap):
             log_slope = log_slope.masked_fill(outside, math.inf if backward else -math.inf)
         return z.movedim(0, 1).to(given), log_slope.movedim(0, 1)
 
-    def _unit(
-        self, u: Tensor, params: tuple[Tensor, ...], curve: Callable, backward: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _unit(self, u: Tensor, params: tuple[Tensor, ...], backward: bool) -> tuple[Tensor, Tensor]:
         """The spline on [0, 1], and the straight lines beyond."""
-        floor = self.min_bin
-        widths, heights, logits = params[:3]
-        inside = u.clamp(0, 1)
-        w_all, x_all = _bins(widths, floor)
-        h_all, z_all = _bins(heights, floor)
-        k = (inside >= (z_all if backward else x_all)[:-1]).sum(0, keepdim=True)
+        floor, inside = self.min_bin, u.clamp(0, 1)
+        widths, heights, logits = params[0].softmax(0), params[1].softmax(0), params[2]
+        x_ends, z_ends = right_ends(widths, floor), right_ends(heights, floor)
+        k = find(z_ends if backward else x_ends, inside)
+        index = self._beside(k)
+        x_k, w = Select.apply(widths, x_ends, index, k, floor)
+        z_k, h = Select.apply(heights, z_ends, index, k, floor)
+        raw, bound = self._knots(logits, k), math.log(self.steepness)
+        start, other = (z_k, x_k) if backward else (x_k, z_k)
         linear = self._is("linear", u)
-        index = torch.cat([self._beside(k, -1, u), k, self._beside(k, 1, u)])
-        x_k, w0, w, w1 = _Select.apply(widths, w_all, x_all, index, floor)
-        z_k, h0, h, h1 = _Select.apply(heights, h_all, z_all, index, floor)
-        steep = self._steepness(logits, k, u)
-        run = w / h
-        d0, d1 = 2 * steep[0] / (w0 / h0 + run), 2 * steep[1] / (run + w1 / h1)
-        if backward:
-            inner, log_slope = curve(inside - z_k, w, h, d0, d1)
-            v, slope = x_k + inner, run
-        else:
-            inner, log_slope = curve(inside - x_k, w, h, d0, d1)
-            v, slope = z_k + inner, h / w
-        if linear is not False:
-            v = self._pick(linear, v + (u - inside) * slope, v)
-        return v, log_slope
+        beyond = None if linear is False else self._pick(linear, u - inside, torch.zeros_like(u))
+        inner, log_slope = OnBin.apply(inside - start, beyond, w, h, raw, bound, backward)
+        return other + inner, log_slope
 
-    def _beside(self, k: Tensor, step: int, like: Tensor) -> Tensor:
-        """The bin before or after bin k: on a circle the next one, at an end the bin itself."""
-        circular, K = self._is("circular", like), self.bins
-        if circular is False:
-            return (k + step).clamp(0, K - 1)
-        around = (k + step) % K
-        return self._pick(circular, around, (k + step).clamp(0, K - 1))
+    def _beside(self, k: Tensor) -> Tensor:
+        """The bins (before, k, after): on a circle the next one, at an end the bin itself."""
+        circular, K = self._is("circular", k[0]), self.bins
+        near = k + rows(-1, 2, k)
+        stopped = near if circular is True else near.clamp(0, K - 1)
+        around = near if circular is False else near % K
+        return self._pick(circular, around, stopped).long()
 
-    def _steepness(self, logits: Tensor, k: Tensor, like: Tensor) -> Tensor:
-        """The slopes at both ends of bin k, over the harmonic mean of the chords beside them."""
-        circular, linear = self._is("circular", like), self._is("linear", like)
-        K, index = self.bins, torch.cat([k, k + 1])
+    def _knots(self, logits: Tensor, k: Tensor) -> Tensor:
+        """The parameters of the knots at both ends of bin k."""
+        circular, linear = self._is("circular", k[0]), self._is("linear", k[0])
+        K, knot = self.bins, k + rows(0, 2, k)
+        index = knot
         if linear is True:  # the outer knots have no parameter
-            index = (index - 1).clamp(0, K - 2)
+            index = (knot - 1).clamp(0, K - 2)
         elif circular is not False:
-            index = self._pick(circular, index % K, index)
-        chosen = logits.expand(-1, *k.shape[1:]).gather(0, index)
+            index = self._pick(circular, knot % K, knot)
+        chosen = logits.expand(-1, *k.shape[1:]).gather(0, index.long())
         if linear is not False:
-            outer = torch.cat([k == 0, k == K - 1])
-            chosen = self._pick(linear, chosen.masked_fill(outer, 0.0), chosen)
-        return clamp(chosen, "softsign", math.log(self.steepness)).exp()
+            inner = (knot * (K - knot)).clamp(max=1)
+            chosen = self._pick(linear, chosen * inner, chosen)
+        return chosen
 
     def _turn(self, u: Tensor, phase: Tensor | float) -> Tensor:
         turned = u + phase
@@ -245,55 +229,6 @@ class RationalQuadratic(ScalarMap):
         return torch.where(mask, yes, no) if isinstance(mask, Tensor) else yes if mask else no
 
 
-@torch.no_grad()
-def _bins(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Sizes floor + share of K bins, share = (1 - K floor) softmax(logits): shares, right ends."""
-    K, share = len(logits), logits.softmax(0).mul_(1 - len(logits) * floor)
-    steps = floor * torch.arange(1, K + 1, dtype=logits.dtype, device=logits.device)
-    return share, share.cumsum(0).add_(steps.view(K, *(1,) * (logits.ndim - 1)))
-
-
-class _Select(torch.autograd.Function):
-    """Start of bin k, and sizes of the bins (before, k, after) that the index holds.
-
-    Autograd would fill a table of K rows with zeros for each number taken from it; written out,
-    the derivative fills one.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        logits: Tensor, share: Tensor, ends: Tensor, index: Tensor, floor: float
-    ) -> tuple[Tensor, ...]:
-        shape, k = (-1, *index.shape[1:]), index[1:2]
-        chosen = share.expand(shape).gather(0, index) + floor
-        start = ends.expand(shape).gather(0, (k - 1).clamp(min=0)).masked_fill(k == 0, 0.0)
-        return start[0], *chosen.unbind(0)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
-        logits, share, _, index, ctx.floor = inputs
-        ctx.save_for_backward(logits, share, index)
-
-    @staticmethod
-    def backward(ctx, start: Tensor, *chosen: Tensor) -> tuple[Tensor | None, ...]:
-        logits, share, index = ctx.saved_tensors
-        K = len(logits)
-        total = 1 - K * ctx.floor
-        row = torch.arange(K, device=index.device).view(K, *(1,) * (index.ndim - 1))
-        grad = torch.where(row < index[1], start, 0.0).scatter_add_(0, index, torch.stack(chosen))
-        grad = grad.sum_to_size(logits.shape)
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            share = total * logits.softmax(0)
-            grad = share * grad
-            grad = torch.addcmul(grad, share, grad.sum(0), value=-1 / total)
-        else:
-            grad = grad.mul_(share)
-            grad = grad.addcmul_(share, grad.sum(0), value=-1 / total)
-        return grad, None, None, None, None
-
-
 def interval(
     low: float | Sequence[float] | Tensor, high: float | Sequence[float] | Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -306,44 +241,3 @@ def interval(
     if not bool((low < high).all()) or not bool((high - low).isfinite().all()):
         reject("low", "numbers below high, a finite distance apart", f"{low}, high {high}")
     return tuple(side.clone() for side in torch.broadcast_tensors(low, high))
-
-
-def evaluate_bin(
-    offset: Tensor, w: Tensor, h: Tensor, d0: Tensor, d1: Tensor
-) -> tuple[Tensor, Tensor]:
-    """z - z_k and log dz/dx at x - x_k = `offset`."""
-    a = (offset / w).clamp(0, 1)
-    return _curve(a, 1 - a, h, h / w, d0, d1)
-
-
-def solve_bin(
-    offset: Tensor, w: Tensor, h: Tensor, d0: Tensor, d1: Tensor
-) -> tuple[Tensor, Tensor]:
-    """x - x_k and log dx/dz at z - z_k = `offset`.
-
-    With u = offset / h and v = 1 - u, xi solves a quadratic whose discriminant over h^2 is
-
-        q^2 + 4 s^2 u v,    q = d0 v - d1 u,
-
-    a sum of non-negative terms. Of the two forms of the root, each sign of q has one that adds.
-    """
-    u, v = (offset / h).clamp(0, 1), ((h - offset) / h).clamp(0, 1)
-    s = h / w
-    q = d0 * v - d1 * u
-    up, down = 2 * s * u, 2 * s * v
-    total = q.abs() + (q * q + up * down).sqrt()
-    small = torch.where(q >= 0, up, down)  # the smaller of xi and 1 - xi, but for a factor
-    near, far = small / (total + small), total / (total + small)
-    a, b = torch.where(q >= 0, near, far), torch.where(q >= 0, far, near)  # xi, 1 - xi
-    return w * a, -_curve(a, b, h, s, d0, d1)[1]
-
-
-def _curve(
-    a: Tensor, b: Tensor, h: Tensor, s: Tensor, d0: Tensor, d1: Tensor
-) -> tuple[Tensor, Tensor]:
-    """z - z_k and log dz/dx at xi = a, 1 - xi = b."""
-    aa, ab, bb = a * a, a * b, b * b
-    q = s * (aa + bb) + (d0 + d1) * ab
-    ratio = s / q
-    slope = ratio * ratio * (d1 * aa + 2 * s * ab + d0 * bb)
-    return h * (s * aa + d0 * ab) / q, slope.log()
