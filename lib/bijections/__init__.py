@@ -3,7 +3,15 @@
 from lib.bijections.autoregressive import MADE, Autoregressive
 from lib.bijections.base import Bijection, Compose, Inverse
 from lib.bijections.coupling import Coupling
-from lib.bijections.elementwise import Affine, Logit, NormalCDF, Sigmoid, Softplus, Tanh
+from lib.bijections.elementwise import (
+    Affine,
+    Logit,
+    NormalCDF,
+    Sigmoid,
+    Softplus,
+    SoftUniform,
+    Tanh,
+)
 from lib.bijections.image import (
     ConvNet,
     Dequantise,
@@ -51,6 +59,7 @@ __all__ = [
     "Shift",
     "Sigmoid",
     "Simplex",
+    "SoftUniform",
     "Softplus",
     "Squeeze",
     "Sylvester",

@@ -130,6 +130,42 @@ class NormalCDF(CDF):
         return torch.where(upper, -x, x), (x.square() + LOG_2PI) / 2
 
 
+class SoftUniform(CDF):
+    """The distribution function of U(-w/2, w/2) plus logistic noise, w = 64.
+
+    Straight in the middle, bent by the noise only near both ends: what it maps to an interval keeps
+    its shape, but for the last 1/64 at each end. With s = softplus,
+
+        F(x) = (s(x + w/2) - s(x - w/2)) / w ,
+        F'(x) = sigmoid(x + w/2) sigmoid(w/2 - x) (1 - exp(-w)) / w ,
+
+    and F(x) = u at x + w/2 = log(exp(wu) - 1) - log(1 - exp(wu - w)).
+    """
+
+    width = 64.0
+    constant = math.log1p(-math.exp(-width)) - math.log(width)
+
+    def shares(
+        self, x: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Float[Tensor, "..."]]:
+        half = self.width / 2
+        right, left = logsigmoid(-x - half), logsigmoid(half - x)  # minus softplus
+        up, down = logsigmoid(x - half), logsigmoid(x + half)
+        below, above = (left - right) / self.width, (down - up) / self.width
+        return below, above, down + left + self.constant
+
+    def quantile(
+        self, below: Float[Tensor, "..."], above: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        upper = above < below
+        u = self.width * torch.where(upper, above, below)  # at most w/2, but for rounding
+        rest = (-torch.expm1(-u)).log() - torch.log1p(-torch.exp(u - self.width))
+        x = u + rest - self.width / 2
+        half = self.width / 2
+        log_slope = logsigmoid(x + half) + logsigmoid(half - x) + self.constant
+        return torch.where(upper, -x, x), -log_slope
+
+
 class Tanh(Bijection):
     """z = tanh(x), from R to (-1, 1).
 

@@ -24,6 +24,7 @@ from lib.bijections.elementwise import (
     Numbers,
     Sigmoid,
     Softplus,
+    SoftUniform,
     clamp_inside,
     minus_inf_unless,
     per_feature,
@@ -69,7 +70,12 @@ class _Uniform(CDF):
         return torch.where(above < below, 1 - above, below), torch.zeros_like(below)
 
 
-KINDS: dict[str, type[CDF]] = {"logistic": Sigmoid, "normal": NormalCDF, "uniform": _Uniform}
+KINDS: dict[str, type[CDF]] = {
+    "logistic": Sigmoid,
+    "normal": NormalCDF,
+    "soft": SoftUniform,
+    "uniform": _Uniform,
+}
 
 
 class Interval(Support):
@@ -83,7 +89,8 @@ class Interval(Support):
     Args:
         low: lower ends: one number, or one per feature.
         high: upper ends, above the lower ones.
-        kind: ``"logistic"`` (logit), ``"normal"`` (Phi^-1) or ``"uniform"`` (onto [0, 1]).
+        kind: ``"logistic"`` (logit), ``"normal"`` (Phi^-1), ``"soft"`` (bent near the ends only,
+            see `SoftUniform`) or ``"uniform"`` (onto [0, 1]).
 
     Raises:
         ValueError: NaN or infinite bounds, low not below high, lengths that differ, another kind.

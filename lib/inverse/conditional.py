@@ -122,6 +122,8 @@ class ConditionalFlow(Solver):
         embedded: length of h(y).
         low: lower ends of the box in which x lives, one number or one for each entry.
         high: upper ends.
+        squash: the kind of `Interval` that opens the box: ``"soft"`` keeps shapes in the middle,
+            ``"normal"`` and ``"logistic"`` suit densities that are largest at the ends.
         noise: standard deviation of what is added to the standardised y in training. Where the
             simulator is deterministic the posterior is a surface without density, and likelihood
             rewards nothing but thinness; a little noise gives it a width.
@@ -134,7 +136,7 @@ class ConditionalFlow(Solver):
             an embedding without its length.
 
     Source: Ardizzone, Lueth, Kruse, Rother and Koethe (2019), Guided image generation with
-    conditional invertible neural networks; for posteriors: Radev et al. (2022), section II.
+    conditional invertible neural networks; for posteriors: Radev et al. (2022).
     """
 
     has_density = True
@@ -154,6 +156,7 @@ class ConditionalFlow(Solver):
         embedded: int | None = None,
         low: float | Sequence[float] | Tensor | None = None,
         high: float | Sequence[float] | Tensor | None = None,
+        squash: str = "soft",
         noise: float = 0.0,
     ) -> None:
         super().__init__(features, observed)
@@ -170,7 +173,7 @@ class ConditionalFlow(Solver):
         if low is not None:
             ends = (torch.as_tensor(end, dtype=torch.float64) for end in (low, high))
             low, high = (end.expand(self.features).clone() for end in ends)
-            parts.insert(0, Interval(low, high, "normal"))
+            parts.insert(0, Interval(low, high, squash))
         for k in range(whole("layers", layers)):
             if self.features == 1:
                 parts.append(Elementwise(1, scalar, **options))

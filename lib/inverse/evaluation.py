@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -106,18 +107,24 @@ def posterior_error(
     *,
     draws: int = 1000,
     kernel: Kernel = inverse_multiquadratic,
+    reference: Float[Tensor, "draws observations features"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Spread:
     """Err_post: the unbiased squared MMD between model and exact posterior, for each observation.
 
-    Its floor is zero: on average that is what two exact samples give.
+    Its floor is zero: on average that is what two exact samples give. `reference` holds exact draws
+    of the same observations, where they are at hand (``Exact(problem).sample(y, draws)``): several
+    models are then compared on the same ones.
 
     Source: Kruse et al. (2021), equations 2 and 10, which leave kernel and estimator open.
     """
     y = _observations(y, problem)
     return Spread(
         torch.tensor(
-            [mmd(a, b, kernel).value for a, b in _pairs(model, problem, y, draws, generator)]
+            [
+                mmd(a, b, kernel).value
+                for a, b in _pairs(model, problem, y, draws, generator, reference)
+            ]
         )
     )
 
@@ -129,6 +136,7 @@ def posterior_c2st(
     *,
     draws: int = 10_000,
     early_stopping: bool = False,
+    reference: Float[Tensor, "draws observations features"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Spread:
     """Accuracy of a classifier between model and exact posterior, for each observation; floor 1/2.
@@ -138,7 +146,7 @@ def posterior_c2st(
     y = _observations(y, problem)
     values = [
         c2st(a, b, early_stopping=early_stopping).value
-        for a, b in _pairs(model, problem, y, draws, generator)
+        for a, b in _pairs(model, problem, y, draws, generator, reference)
     ]
     return Spread(torch.tensor(values), floor=0.5)
 
@@ -149,6 +157,7 @@ def resimulation_error(
     y: Float[Tensor, "observations d"],
     *,
     draws: int = 1000,
+    reference: Float[Tensor, "draws observations features"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Spread:
     """Err_resim = E |simulate(x) - y|^2 over draws of the model, for each observation.
@@ -161,7 +170,7 @@ def resimulation_error(
     """
     y = _observations(y, problem)
     ours, exact = [], []
-    for row, (a, b) in zip(y, _pairs(model, problem, y, draws, generator), strict=True):
+    for row, (a, b) in zip(y, _pairs(model, problem, y, draws, generator, reference), strict=True):
         for draws_of, into in ((a, ours), (b, exact)):
             error = (problem.simulate(draws_of, generator) - row).double().square().sum(-1)
             into.append(float(error.nan_to_num(math.inf).mean()))
@@ -310,8 +319,10 @@ def diagnose(
         generator: source of randomness.
     """
     _, y = problem.sample(whole("observations", observations), generator)
-    error = posterior_error(model, problem, y, draws=draws, generator=generator)
-    resim = resimulation_error(model, problem, y, draws=draws, generator=generator)
+    exact = Exact(problem).sample(y, draws, generator)
+    options = {"draws": draws, "generator": generator}
+    error = posterior_error(model, problem, y, reference=exact, **options)
+    resim = resimulation_error(model, problem, y, reference=exact, **options)
     low, middle, high = error.quartiles
     rows = [
         ("Err_post, median (quartiles)", f"{middle:.2g} ({low:.2g} to {high:.2g})", "0", ""),
@@ -324,9 +335,8 @@ def diagnose(
         ),
     ]
     if test:
-        tested = posterior_c2st(
-            model, problem, y[:5], draws=draws, early_stopping=True, generator=generator
-        )
+        few = {"early_stopping": True, "reference": exact[:, :5], **options}
+        tested = posterior_c2st(model, problem, y[:5], **few)
         null = math.sqrt(0.25 / (2 * draws))
         rows.append(("C2ST, mean", f"{tested.mean.value:.3f}", f"0.5 ± {null:.3f}", ""))
     has_density = getattr(model, "has_density", False)
@@ -349,11 +359,20 @@ def _pairs(
     y: Tensor,
     draws: int,
     generator: torch.Generator | None,
-):
+    reference: Tensor | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Samples of the model and of the exact posterior, one observation after the other."""
-    for row in y:
+    if reference is not None and reference.shape != (draws, len(y), problem.features):
+        wanted = f"shape ({draws}, {len(y)}, {problem.features})"
+        reject("reference", wanted, tuple(reference.shape))
+    for k, row in enumerate(y):
         ours = model.sample(row, draws, generator)
-        yield ours, problem.sample_posterior(row, draws, generator).to(ours)
+        exact = (
+            problem.sample_posterior(row, draws, generator)
+            if reference is None
+            else reference[:, k]
+        )
+        yield ours, exact.to(ours)
 
 
 def _observations(y: Tensor, problem: InverseProblem) -> Tensor:

@@ -212,7 +212,7 @@ CATALOGUE: dict[str, Entry] = {
         f"interval, {kind}": Entry(
             lambda kind=kind: b.Interval(-1.0, 3.0, kind), uniform(2, low=-1.0, high=3.0)
         )
-        for kind in ("logistic", "normal", "uniform")
+        for kind in ("logistic", "normal", "soft", "uniform")
     },
     "box": Entry(
         lambda: b.Interval(torch.tensor(BOX["low"]), torch.tensor(BOX["high"])),

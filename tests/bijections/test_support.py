@@ -11,6 +11,7 @@ from torch.autograd.functional import jacobian
 from torch.distributions import Dirichlet, Normal, biject_to
 
 from lib.bijections.base import Inverse
+from lib.bijections.elementwise import SoftUniform
 from lib.bijections.support import Ball, HalfLine, Interval, Segments, Simplex
 
 ROADS = torch.tensor(
@@ -26,6 +27,7 @@ ROADS = torch.tensor(
 EVERY = {
     "logistic": lambda: Interval(1.0, 2.5),
     "normal": lambda: Interval(-3.0, -1.0, "normal"),
+    "soft": lambda: Interval([0.0, -1.0], 3.0, "soft"),
     "uniform": lambda: Interval(1.0, 2.5, "uniform"),
     "box": lambda: Interval([0.0, -1.0, 10.0], [1.0, 1.0, 10.5]),
     "normal box": lambda: Interval([0.0, -1.0, 10.0], 20.0, "normal"),
@@ -151,7 +153,7 @@ def test_outside_is_minus_infinity_without_gradient(bijection, dtype, device):
     assert not bijection.support.check(x[:3]).any()  # torch counts inf as a positive number
 
 
-@pytest.mark.parametrize("kind", ["logistic", "normal", "uniform"])
+@pytest.mark.parametrize("kind", ["logistic", "normal", "soft", "uniform"])
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 1.0), (1.0, 2.5), (-1.0, 1.0), (0.1, 0.7), (1e5, 1e6)]
 )
@@ -176,7 +178,7 @@ def test_interval_ends_are_finite_and_what_lies_beyond_is_not(kind, low, high, d
     assert not f.support.check(outside).any()
 
 
-@pytest.mark.parametrize("kind", ["logistic", "normal"])
+@pytest.mark.parametrize("kind", ["logistic", "normal", "soft"])
 def test_both_ends_of_a_symmetric_interval_saturate_alike(kind, dtype):
     f = Interval(-1.0, 1.0, kind)
     x = 1 - torch.logspace(0, math.log10(eps(dtype, 0.5)), 200, dtype=torch.float64).to(dtype)
@@ -187,7 +189,7 @@ def test_both_ends_of_a_symmetric_interval_saturate_alike(kind, dtype):
     torch.testing.assert_close(back[0], -back[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["logistic", "normal"])
+@pytest.mark.parametrize("kind", ["logistic", "normal", "soft"])
 def test_interval_has_its_digits_near_the_upper_end(kind):
     gap = 2.0 ** -torch.arange(1.0, 22.0)  # 2.5 - gap is exact in float32
     f = Interval(1.0, 2.5, kind)
@@ -200,7 +202,7 @@ def test_interval_has_its_digits_near_the_upper_end(kind):
 
 
 @pytest.mark.parametrize("dtype_range", [(torch.float32, 25.0), (torch.float64, 300.0)])
-@pytest.mark.parametrize("kind", ["logistic", "normal"])
+@pytest.mark.parametrize("kind", ["logistic", "normal", "soft"])
 def test_samples_never_leave_the_interval(kind, dtype_range):
     dtype, reach = dtype_range
     z = torch.linspace(-reach, reach, 5001, dtype=dtype)
@@ -272,24 +274,41 @@ def test_inverse_is_finite_at_extreme_latents(dtype):
 # --- mass, and the density of the flow that does nothing
 
 
-@pytest.mark.parametrize("kind", ["logistic", "normal", "uniform"])
+@pytest.mark.parametrize("kind", ["logistic", "normal", "soft", "uniform"])
 def test_base_of_the_same_kind_makes_the_uniform_density(kind, dtype):
     x = torch.linspace(1.0, 2.5, 301, dtype=dtype)[1:-1]
     z, log_det = Interval(1.0, 2.5, kind)(x)
     log_base = {
         "logistic": -2 * torch.logaddexp(z / 2, -z / 2),
         "normal": standard(z, 0),
+        "soft": SoftUniform()(z)[1],
         "uniform": torch.zeros_like(z),
     }[kind]
     uniform = torch.full_like(x, -math.log(1.5))
     torch.testing.assert_close(log_base + log_det, uniform, rtol=0, atol=eps(dtype, 64))
 
 
-@pytest.mark.parametrize("kind", ["logistic", "normal"])
+@pytest.mark.parametrize("kind", ["logistic", "normal", "soft"])
 def test_interval_mass(kind):
     x, weights = legendre(1.0, 2.5, 300)
     z, log_det = Interval(1.0, 2.5, kind)(x)
     assert abs(mass(weights, Normal(0.3, 0.8).log_prob(z) + log_det) - 1) < 1e-6
+
+
+def test_the_soft_interval_keeps_shapes_in_the_middle(dtype):
+    """dz/dx is w / (high - low) there, to exp(-w / 4); the law is that of a sum, by its moments."""
+    x = torch.linspace(1.5, 2.0, 50, dtype=dtype)
+    z, log_det = Interval(1.0, 2.5, "soft")(x)
+    constant = torch.full_like(x, math.log(64 / 1.5))
+    torch.testing.assert_close(log_det, constant, rtol=0, atol=2e-7 + eps(dtype, 64))
+    torch.testing.assert_close(
+        z, 64 * (x - 1.75) / 1.5, rtol=0, atol=2e-5 if dtype == torch.float32 else 1e-6
+    )
+    t, weights = legendre(-90.0, 90.0, 400)
+    density = SoftUniform()(t)[1]
+    assert abs(mass(weights, density) - 1) < 1e-9
+    variance = float(torch.as_tensor(weights) @ (t.square() * density.exp()))
+    assert abs(variance - (64**2 / 12 + math.pi**2 / 3)) < 1e-6
 
 
 def test_box_mass():

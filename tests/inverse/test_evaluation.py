@@ -139,6 +139,24 @@ def test_floors_at_the_exact_posterior(generator):
     assert test.floor == 0.5
 
 
+def test_a_reference_takes_the_place_of_fresh_draws(generator):
+    """The same numbers as with the draws that would have been made; a wrong shape is refused."""
+    y = LINEAR.sample(2, generator)[1]
+    exact = Exact(LINEAR).sample(y, 100, generator)
+    model = Bent(1.2)
+    options = {"draws": 100, "reference": exact}
+    one, two = (
+        posterior_error(model, LINEAR, y, generator=torch.Generator().manual_seed(0), **options)
+        for _ in range(2)
+    )
+    assert torch.equal(one.values, two.values)
+    same = resimulation_error(Bent(), LINEAR, y, generator=generator, **options)
+    by_hand = (LINEAR.simulate(exact, generator) - y).square().sum(-1).mean()
+    assert same.floor == pytest.approx(float(by_hand), rel=0.1)
+    with pytest.raises(ValueError, match=r"reference: expected shape \(50, 2, 10\)"):
+        posterior_error(model, LINEAR, y, draws=50, reference=exact)
+
+
 def test_resimulation_rewards_collapse(generator):
     """One exact draw, repeated: error zero, and far from the posterior."""
     problem = Kinematics(dtype=torch.float64)
