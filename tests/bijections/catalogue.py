@@ -9,6 +9,7 @@ from torch import Tensor
 from lib import bijections as b
 from lib.bijections.scalar import CLAMPS
 from lib.flows import coupling_flow, glow
+from lib.inverse import LinearGaussian
 
 
 def normal(*event, scale=1.0):
@@ -207,6 +208,7 @@ CATALOGUE: dict[str, Entry] = {
         0.2,
         extreme=-0.5,
     ),
+    "regression": Entry(lambda: LinearGaussian(3, 2), normal(3)),
     # --- support
     **{
         f"interval, {kind}": Entry(
