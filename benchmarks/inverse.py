@@ -186,10 +186,11 @@ def linear() -> None:
 
 def _protocol(problem: InverseProblem, budgets: dict, models: dict, observations: int = 10) -> None:
     y = problem.sample(observations, torch.Generator().manual_seed(5))[1]
-    null = Exact(problem)
     head("model, simulations", "parameters", "seconds", "E KL (nats)", "C2ST")
     for n, fit in budgets.items():
         for name, make in models.items():
+            if name == "cINN, affine" and n > 10_000 and problem.name == "two_moons":
+                continue  # one comparison of the two kinds will do
             options = {"steps": 0} if "no steps" in name else fit
             trained = train(lambda make=make, n=n: make(n), problem, n, 1, **options)
             nll = negative_log_likelihood(
@@ -207,10 +208,7 @@ def _protocol(problem: InverseProblem, budgets: dict, models: dict, observations
                 f"{nll.excess:.4f} ± {nll.stderr:.1g}",
                 tested,
             )
-    if observations < 10:
-        return
-    test = posterior_c2st(null, problem, y, generator=torch.Generator().manual_seed(7))
-    row("exact posterior", "", "", "0", f"{test.mean.value:.3f} ({float(test.values.std()):.3f})")
+    print("\nTwo samples of one law: 0.500 (0.0035), the binomial standard deviation.")
 
 
 def mechanics(problem: InverseProblem, noise: float, large: bool) -> None:

@@ -45,7 +45,7 @@ class History:
         terms: the same for each named term of the loss.
         steps: optimiser steps that were made.
         seconds: wall time.
-        device: where the module is now.
+        device: where the training ran.
         reason: ``"steps"``, or what `stop` said.
     """
 
@@ -79,8 +79,8 @@ def fit(
     """Minimise a loss over the parameters of a module, in place.
 
     Per step, with batches b_1..b_K and K = `accumulate`: g = 1/K sum_k grad loss(module, b_k), then
-    one step of the optimiser. The module ends on the training device, each part in the mode (train
-    or eval) in which it came. Inside `fit` the global random state is seeded too (for dropout, or
+    one step of the optimiser. The module ends on the device from which it came, each part in the
+    mode (train or eval) in which it came. Inside `fit` the global random state is seeded too (for dropout, or
     for distributions); afterwards it is what it was. The same seed gives the same weights on a CPU.
 
     Args:
@@ -135,6 +135,7 @@ def fit(
     if fabric.world_size > 1:
         module.load_state_dict(fabric.broadcast(module.state_dict()))
     came = [(w, w.data) for w in module.parameters()]
+    home = came[0][1].device
     buffers = [(part, dict(part._buffers)) for part, _ in modes]
     weights: dict[str, nn.Parameter] = {}
     average: list[Tensor] = []
@@ -194,6 +195,8 @@ def fit(
             w.grad = None
         for part, mode in modes:
             part.training = mode
+        if fabric.device != home:
+            module.to(home)
         history.seconds = time.perf_counter() - started
     return history
 

@@ -235,8 +235,9 @@ class _Judge:
         was = model.training
         model.eval()
         with torch.no_grad():
-            generator = torch.Generator(self.x.device).manual_seed(0)
-            parts = model.loss(self.x, model._standard(self.y), generator)
+            x, y = self.x.to(model.y_mean), self.y.to(model.y_mean)  # where the training runs
+            generator = torch.Generator(x.device).manual_seed(0)
+            parts = model.loss(x, model._standard(y), generator)
         model.train(was)
         value = float(sum(parts.values()) if isinstance(parts, dict) else parts)
         self.seen.append(value)
