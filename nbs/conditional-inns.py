@@ -445,6 +445,15 @@ figure(
 # The shifted model fails both tests. The over-confident one hardly moves the ranks of $x_1$, since its two crescents stay where they were and only grow thinner; the ranks of the density see it at once. The
 # prior passes the first test. It ignores $y$ and is calibrated: uniform ranks are necessary, not sufficient, and stand beside a divergence, not in its place.
 #
+# One call gives all of it for any model and any problem of `lib.inverse.problems`.
+
+# %%
+from lib.inverse import diagnose
+
+size = {"observations": 10, "draws": 500, "pairs": 200}
+diagnose(model, problem, generator=generator, **size)
+
+# %% [markdown]
 # ## Digits by class
 #
 # Now $y$ is a class and $x$ an image: the digits of scikit-learn, 8 by 8 pixels of 17 grey levels, with uniform noise that fills the gaps between the levels.

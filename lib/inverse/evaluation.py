@@ -290,7 +290,7 @@ class Diagnosis:
     rows: list[tuple[str, str, str, str]]
 
     def __str__(self) -> str:
-        lines = ["| | value | perfect | |", "|---|---|---|---|"]
+        lines = ["| quantity | value | perfect | remark |", "|---|---|---|---|"]
         return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in self.rows)])
 
     def _repr_markdown_(self) -> str:
