@@ -578,8 +578,7 @@ figure(
     " asked for. Truth: eight round spots. All four: the same, with bridges."
     " No fit and no ramp: colours at wrong spots. No input: spots missing.",
     caption="Two thousand samples, coloured by the label that they were asked"
-    " for. What `fit`, `input` and the ramp are for can be seen; what `latent`"
-    " is for, only in its number.",
+    " for. Most of what is missing can be seen; the table has the rest.",
 )
 
 # %% [markdown]
@@ -588,7 +587,7 @@ figure(
 # - Without `fit` nothing ties the output to the label: [0.58](#no-fit-share-of-samples-with-a-wrong-label) of the samples are at a wrong spot, and the MMD on $x$ does not notice.
 # - Without `input` the labels are right, and spots are missing: the MMD on $x$ is [8.8](#no-input-mmd-of-x-over-that-of-all-four) times larger. The forward losses would find them too, in many more steps.
 # - Without `latent` the joint MMD of $y$ and $z$ is [12.5](#no-latent-joint-mmd-of-y-and-z-over-that-of-all-four) times larger, and with the marginal one
-#   [3.5](#z-alone-joint-mmd-of-y-and-z-over-that-of-all-four) times. Without `latent` the samples hardly suffer here, for a reason: the label is a function of $x$, so a way back that keeps the
+#   [3.5](#z-alone-joint-mmd-of-y-and-z-over-that-of-all-four) times: $z$ still depends on $y$, and in some runs the labels mix. Without `latent` the samples hardly suffer here, for a reason: the label is a function of $x$, so a way back that keeps the
 #   label and has the right law of $x$ has the right posterior. Where $y$ is noisy that is not so.
 # - Without `reconstruction` its error is [6.1](#no-reconstruction-its-error-over-that-of-all-four) times larger.
 #
