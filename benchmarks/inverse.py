@@ -101,7 +101,8 @@ def samplers() -> None:
 def modes() -> None:
     """The INN of the chapter on the eight modes, by likelihood and by MMD."""
     print("100,000 pairs; per label 1,000 draws; C2ST with 2,000 on each side, the worst label.")
-    print("Largest deviation of a share of a mode, in binomial standard deviations.\n")
+    print("Largest deviation of a share of a mode, in binomial standard deviations. MMD at the")
+    print("default weights: where each spot has a label, it can swap them (see the chapter).\n")
     head("objective, labels", "parameters", "seconds", "largest deviation", "wrong modes", "C2ST")
     likelihood = {"layers": 5, "objective": "likelihood", "kind": "spline", "noise": 0.3}
     settings = {

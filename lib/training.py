@@ -80,8 +80,9 @@ def fit(
 
     Per step, with batches b_1..b_K and K = `accumulate`: g = 1/K sum_k grad loss(module, b_k), then
     one step of the optimiser. The module ends on the device from which it came, each part in the
-    mode (train or eval) in which it came. Inside `fit` the global random state is seeded too (for dropout, or
-    for distributions); afterwards it is what it was. The same seed gives the same weights on a CPU.
+    mode (train or eval) in which it came. Inside `fit` the global random state is seeded too (for
+    dropout, or for distributions); afterwards it is what it was. The same seed gives the same
+    weights on a CPU.
 
     Args:
         module: what is trained; parameters without ``requires_grad`` stay as they are.
