@@ -13,7 +13,7 @@ from lib.book import notebooks
 # (file, right, wrong, what stops the page)
 BUGS = {
     "sign of the divergence": (
-        "metrics.py",
+        "metrics/divergence.py",
         "ratio = (p.log_prob(x).detach() - _log_prob(q, x)).double()",
         "ratio = (_log_prob(q, x) - p.log_prob(x).detach()).double()",
         "ClaimFailed",
