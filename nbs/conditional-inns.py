@@ -450,7 +450,7 @@ figure(
 # %%
 from lib.inverse import diagnose
 
-size = {"observations": 10, "draws": 500, "pairs": 200}
+size = {"observations": 5, "draws": 300, "pairs": 200}
 diagnose(model, problem, generator=generator, **size)
 
 # %% [markdown]
@@ -856,7 +856,7 @@ claim(
 # %% cellView="form" tags=["hide-cell"]
 # @title Solution to exercise 2
 free_model = ConditionalFlow(2, 2, layers=3, hidden=(32, 32))
-free_model.fit(x, y, steps=300, batch_size=500, lr=5e-3)
+free_model.fit(x, y, steps=150, batch_size=500, lr=5e-3)
 edge = torch.tensor([[-0.95, 0.0], [-0.55, 0.6]])
 out = [
     (m.sample(edge, 4000, generator).abs() > 1).any(-1).float().mean()
