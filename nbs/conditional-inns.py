@@ -78,7 +78,7 @@ def spline_model():
 
 
 model = spline_model()
-model.fit(x, y, steps=scale(1300, 5000), batch_size=500, lr=5e-3)
+history = model.fit(x, y, steps=scale(1300, 5000), batch_size=500, lr=5e-3)
 
 # %%
 observed = torch.tensor([[-0.6, 0.0], [-0.1, 0.35], [0.1, -0.6]])
@@ -479,7 +479,7 @@ painter = ConditionalFlow(
     *(64, 10), kind="affine", layers=4, low=0.0, high=1.0, squash="normal"
 )
 classes = data.train.labels.repeat(20)
-painter.fit(
+history = painter.fit(
     pixels(images), label(classes), steps=scale(1000, 4000), batch_size=256
 )
 
