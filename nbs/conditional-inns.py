@@ -445,7 +445,7 @@ figure(
 # The shifted model fails both tests. The over-confident one hardly moves the ranks of $x_1$, since its two crescents stay where they were and only grow thinner; the ranks of the density see it at once. The
 # prior passes the first test. It ignores $y$ and is calibrated: uniform ranks are necessary, not sufficient, and stand beside a divergence, not in its place.
 #
-# One call gives all of it for any model and any problem of `lib.inverse.problems`.
+# One call, `lib.inverse.diagnose`, gives all of it for any model and any problem. The network is a `lib.inverse.ConditionalFlow`.
 
 # %%
 from lib.inverse import diagnose

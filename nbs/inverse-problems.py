@@ -106,19 +106,19 @@ axes[0].scatter(*causes["spots"].T, s=1.5, color="C0")
 axes[0].set(
     title="which spot?", aspect="equal", xlabel="$x_1$", ylabel="$x_2$"
 )
-draw_arms(axes[1], causes["arm"], "C0")
+draw_arms(axes[1], causes["arm"][:20], "C0")
 axes[1].plot(*hand, "*", color="C1", ms=11)
 axes[1].set(title="which arm?", xticks=[0, 1, 2], yticks=[-0.5, 0, 0.5])
-draw_throws(axes[2], causes["ball"], "C0")
+draw_throws(axes[2], causes["ball"][:20], "C0")
 axes[2].plot(5, 0, "*", color="C1", ms=11, clip_on=False)
 axes[2].set(title="which throw?", xlabel="distance", ylabel="height")
 figure(
     fig,
     alt="Left, eight spots of points on a ring; the upper four are coloured."
-    " Middle, sixty arms of three segments whose hands meet in one place."
-    " Right, sixty flight paths, steep and flat, which end in one place.",
+    " Middle, twenty arms of three segments whose hands meet in one place."
+    " Right, twenty flight paths, steep and flat, which end in one place.",
     caption="One observation and its causes, as exact posterior draws: four"
-    " spots share a label, sixty arms reach one place, sixty throws land at 5.",
+    " spots share a label, twenty arms reach one place, twenty throws land at 5.",
 )
 
 # %% [markdown]
@@ -328,7 +328,7 @@ claim(
 #
 # ## The layout
 #
-# An invertible network maps between spaces of equal size. The observation takes up a part of the output, and a latent $z$ takes up what $y$ leaves open. What does not fit is filled by
+# An invertible network maps between spaces of equal size; in the package it is `lib.inverse.InvertibleSolver`. The observation takes up a part of the output, and a latent $z$ takes up what $y$ leaves open. What does not fit is filled by
 # padding ([Ardizzone et al., 2019](https://arxiv.org/abs/1808.04730)):
 #
 # $$
@@ -567,8 +567,8 @@ claim(
 fig, axes = plt.subplots(2, 4, figsize=(7.5, 4.0), sharex=True, sharey=True)
 panels = {"truth": x_test} | drawn
 for ax, (name, x) in zip(axes.flat, panels.items(), strict=True):
-    shade = [f"C{int(k)}" for k in y_test.argmax(1)]
-    ax.scatter(*x.T, s=1, c=shade, rasterized=True)
+    shade = [f"C{int(k)}" for k in y_test[:800].argmax(1)]
+    ax.scatter(*x[:800].T, s=1, c=shade, rasterized=True)
     ax.set_title(name, fontsize=10)
     ax.set(xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), xticks=[], yticks=[])
     ax.set_aspect("equal")
@@ -577,7 +577,7 @@ figure(
     alt="Eight panels of points on a ring, coloured by the label that was"
     " asked for. Truth: eight round spots. All four: the same, with bridges."
     " No fit and no ramp: colours at wrong spots. No input: spots missing.",
-    caption="Two thousand samples, coloured by the label that they were asked"
+    caption="Eight hundred samples, coloured by the label that they were asked"
     " for. Most of what is missing can be seen; the table has the rest.",
 )
 
@@ -734,7 +734,7 @@ columns = {f"labels {name}": model for name, model in likelihood.items()}
 columns["labels some, by MMD"] = inn
 for ax, (name, model) in zip(axes, columns.items(), strict=True):
     problem = EightModes(name.split()[1].strip(","))
-    y = problem.sample(2000, generator)[1]
+    y = problem.sample(1000, generator)[1]
     x = model.sample(y, 1, generator)[0]
     shade = [f"C{k}" if k < 7 else "0.6" for k in y.argmax(1).tolist()]
     ax.scatter(*x.T, s=1, c=shade, rasterized=True)
@@ -823,7 +823,7 @@ claim(
 
 # %% cellView="form" tags=["hide-input"]
 # @title Figure
-fig, axes = plt.subplots(2, 2, figsize=(7.5, 5.4), height_ratios=(1, 0.9))
+fig, axes = plt.subplots(2, 2, figsize=(6.4, 4.4), height_ratios=(1, 0.9))
 sets = {
     "exact": (
         arm.sample_posterior(hand, 60, generator),
@@ -835,8 +835,8 @@ sets = {
     ),
 }
 for k, (name, (arms, throws)) in enumerate(sets.items()):
-    draw_arms(axes[0, k], arms, f"C{k}")
-    draw_throws(axes[1, k], throws, f"C{k}")
+    draw_arms(axes[0, k], arms[:20], f"C{k}")
+    draw_throws(axes[1, k], throws[:20], f"C{k}")
     axes[0, k].plot(*hand, "*", color="k", ms=9)
     axes[1, k].plot(5, 0, "*", color="k", ms=9, clip_on=False)
     axes[0, k].set_title(name)
@@ -844,8 +844,8 @@ for k, (name, (arms, throws)) in enumerate(sets.items()):
 axes[1, 0].set_ylabel("height")
 figure(
     fig,
-    alt="Two columns, exact and network. Above, sixty arms each, whose hands"
-    " meet at a star; the network's hands scatter a little. Below, sixty"
+    alt="Two columns, exact and network. Above, twenty arms each, whose hands"
+    " meet at a star; the network's hands scatter a little. Below, twenty"
     " flight paths each, which land at a star or close to it.",
     caption="Posterior draws for a hand at (1.7, 0.5) and a landing at 5. The"
     " network's hands and landings scatter by the noise it was trained with.",

@@ -289,7 +289,7 @@ def _number(argument: str, value: Any) -> float:
     if torch.is_tensor(value) and value.numel() != 1:
         reject(argument, "one number", f"shape {tuple(value.shape)}")
     try:
-        return float(value)
+        return float(value.detach() if torch.is_tensor(value) else value)
     except (TypeError, ValueError):
         reject(argument, "one number", type(value).__name__)
 
