@@ -101,24 +101,24 @@ def draw_throws(ax, x, color):
 # %% cellView="form" tags=["hide-input"]
 # @title Figure
 fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.7), width_ratios=(1, 1.25, 1.1))
-axes[0].scatter(*spots.sample_prior(1200, generator).T, s=1, color="0.75")
+axes[0].scatter(*spots.sample_prior(500, generator).T, s=1, color="0.75")
 axes[0].scatter(*causes["spots"].T, s=1.5, color="C0")
 axes[0].set(
     title="which spot?", aspect="equal", xlabel="$x_1$", ylabel="$x_2$"
 )
-draw_arms(axes[1], causes["arm"][:20], "C0")
+draw_arms(axes[1], causes["arm"][:10], "C0")
 axes[1].plot(*hand, "*", color="C1", ms=11)
 axes[1].set(title="which arm?", xticks=[0, 1, 2], yticks=[-0.5, 0, 0.5])
-draw_throws(axes[2], causes["ball"][:20], "C0")
+draw_throws(axes[2], causes["ball"][:10], "C0")
 axes[2].plot(5, 0, "*", color="C1", ms=11, clip_on=False)
 axes[2].set(title="which throw?", xlabel="distance", ylabel="height")
 figure(
     fig,
     alt="Left, eight spots of points on a ring; the upper four are coloured."
-    " Middle, twenty arms of three segments whose hands meet in one place."
-    " Right, twenty flight paths, steep and flat, which end in one place.",
+    " Middle, ten arms of three segments whose hands meet in one place."
+    " Right, ten flight paths, steep and flat, which end in one place.",
     caption="One observation and its causes, as exact posterior draws: four"
-    " spots share a label, twenty arms reach one place, twenty throws land at 5.",
+    " spots share a label, ten arms reach one place, ten throws land at 5.",
 )
 
 # %% [markdown]
@@ -226,7 +226,7 @@ claim(
 )
 
 # %% [markdown]
-# The exact draws miss their observation by rounding, and 100,000 of them take [0.12](#seconds-for-100-000-exact-arms) seconds. ABC pays either way. Of a million simulated
+# The exact draws miss their observation by rounding, and 100,000 of them take [0.1](#seconds-for-100-000-exact-arms) seconds. ABC pays either way. Of a million simulated
 # arms, a tolerance of 0.1 keeps [486](#arms-within-0-1-of-the-rare-place-out-of-a-million), and one of 0.02 a handful. A tolerance of 0.25 keeps thousands, of another law: their squared
 # MMD, defined below, is [0.053](#squared-mmd-of-abc-at-tolerance-0-25), where two exact samples give zero on average.
 #
@@ -567,8 +567,8 @@ claim(
 fig, axes = plt.subplots(2, 4, figsize=(7.5, 4.0), sharex=True, sharey=True)
 panels = {"truth": x_test} | drawn
 for ax, (name, x) in zip(axes.flat, panels.items(), strict=True):
-    shade = [f"C{int(k)}" for k in y_test[:800].argmax(1)]
-    ax.scatter(*x[:800].T, s=1, c=shade, rasterized=True)
+    shade = [f"C{int(k)}" for k in y_test[:350].argmax(1)]
+    ax.scatter(*x[:350].T, s=1, c=shade, rasterized=True)
     ax.set_title(name, fontsize=10)
     ax.set(xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), xticks=[], yticks=[])
     ax.set_aspect("equal")
@@ -577,7 +577,7 @@ figure(
     alt="Eight panels of points on a ring, coloured by the label that was"
     " asked for. Truth: eight round spots. All four: the same, with bridges."
     " No fit and no ramp: colours at wrong spots. No input: spots missing.",
-    caption="Eight hundred samples, coloured by the label that they were asked"
+    caption="Samples, coloured by the label that they were asked"
     " for. Most of what is missing can be seen; the table has the rest.",
 )
 
@@ -734,7 +734,7 @@ columns = {f"labels {name}": model for name, model in likelihood.items()}
 columns["labels some, by MMD"] = inn
 for ax, (name, model) in zip(axes, columns.items(), strict=True):
     problem = EightModes(name.split()[1].strip(","))
-    y = problem.sample(1000, generator)[1]
+    y = problem.sample(500, generator)[1]
     x = model.sample(y, 1, generator)[0]
     shade = [f"C{k}" if k < 7 else "0.6" for k in y.argmax(1).tolist()]
     ax.scatter(*x.T, s=1, c=shade, rasterized=True)
@@ -823,7 +823,7 @@ claim(
 
 # %% cellView="form" tags=["hide-input"]
 # @title Figure
-fig, axes = plt.subplots(2, 2, figsize=(6.4, 4.4), height_ratios=(1, 0.9))
+fig, axes = plt.subplots(2, 2, figsize=(5.6, 3.9), height_ratios=(1, 0.9))
 sets = {
     "exact": (
         arm.sample_posterior(hand, 60, generator),
@@ -835,8 +835,8 @@ sets = {
     ),
 }
 for k, (name, (arms, throws)) in enumerate(sets.items()):
-    draw_arms(axes[0, k], arms[:20], f"C{k}")
-    draw_throws(axes[1, k], throws[:20], f"C{k}")
+    draw_arms(axes[0, k], arms[:10], f"C{k}")
+    draw_throws(axes[1, k], throws[:10], f"C{k}")
     axes[0, k].plot(*hand, "*", color="k", ms=9)
     axes[1, k].plot(5, 0, "*", color="k", ms=9, clip_on=False)
     axes[0, k].set_title(name)
@@ -844,8 +844,8 @@ for k, (name, (arms, throws)) in enumerate(sets.items()):
 axes[1, 0].set_ylabel("height")
 figure(
     fig,
-    alt="Two columns, exact and network. Above, twenty arms each, whose hands"
-    " meet at a star; the network's hands scatter a little. Below, twenty"
+    alt="Two columns, exact and network. Above, ten arms each, whose hands"
+    " meet at a star; the network's hands scatter a little. Below, ten"
     " flight paths each, which land at a star or close to it.",
     caption="Posterior draws for a hand at (1.7, 0.5) and a landing at 5. The"
     " network's hands and landings scatter by the noise it was trained with.",
