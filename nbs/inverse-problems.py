@@ -686,22 +686,22 @@ for name in ("all", "some"):
 # %% cellView="form" tags=["hide-input"]
 # @title Claims
 for name, spread in (
-    ("all", "0.50 to 0.51"),
-    ("some", "0.51 to 0.52"),
-    ("none", "0.50 to 0.52"),
+    ("all", "five runs gave 0.50 to 0.51"),
+    ("some", "five runs gave 0.51 to 0.52"),
+    ("none", "eight runs gave 0.50 to 0.52"),
 ):
     claim(
         f"labels {name}: C2ST against the exact posterior, mean over labels",
         found[name][:, 3].mean(),
         low=0.45,
         high=0.55,
-        because=f"set beforehand; eight runs gave {spread}",
+        because=f"set beforehand; {spread}",
     )
 claim(
     "by likelihood: C2ST of the worst of all labels",
     max(found[name][:, 3].max() for name in likelihood),
     high=0.58,
-    because="eight runs gave 0.52 to 0.54",
+    because="five runs gave 0.52 to 0.54; a label alone has 4,000 points",
 )
 
 # %% cellView="form" tags=["hide-input"]
@@ -894,14 +894,14 @@ claim(
     judged["network"][0],
     low=0.004,
     high=0.06,
-    because="near |0.1 sd of y|^2 = 0.014, the noise on y; three gave 0.015 to 0.016",
+    because="near |0.1 sd of y|^2 = 0.014, the noise on y; four gave 0.014 to 0.018",
 )
 claim(
     "network: Err_post at the same hand",
     judged["network"][1],
     low=0.0,
     high=0.1,
-    because="three seeds gave 0.033 to 0.046",
+    because="four seeds gave 0.033 to 0.046",
 )
 
 # %% [markdown]
