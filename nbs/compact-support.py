@@ -193,7 +193,7 @@ figure(
 )
 
 # %% [markdown]
-# The seed is [0.058](#kl-of-the-seed) nats from the truth, the spline [0.0027](#kl-of-the-spline), and the seed took more than
+# The seed is [0.058](#kl-of-the-seed) nats from the truth, the spline [0.003](#kl-of-the-spline), and the seed took more than
 # fifteen times as long. The page takes the seed apart, finds which of its parts
 # cost what, and ends with what its author was after: a density on the segments of a road map.
 #
@@ -878,7 +878,7 @@ figure(
 
 # %% [markdown]
 # The copula is fitted to [0.0055](#box-kl-of-the-copula) nats, the von Mises law to [0.0017](#circle-kl-of-the-von-mises-law), the Dirichlet law to
-# [0.0068](#simplex-kl-of-the-dirichlet-law). At the seam the angle as a number makes a jump of
+# [0.008](#simplex-kl-of-the-dirichlet-law). At the seam the angle as a number makes a jump of
 # [4.2](#jump-at-the-seam-angle-as-a-number) nats; cosine and sine remove it.
 #
 # ## A density on a road map

@@ -767,7 +767,7 @@ figure(
 
 # %% [markdown]
 # Read the table with its last row: exact draws against exact draws. Rare observations, far out in the prior predictive, pull up the mean in all rows, so the median stands beside it. The spline cINN
-# ends at [0.03](#arm-cinn-splines-median-error-over-that-of-the-prior) of the error of the prior, flow matching at [0.04](#arm-flow-matching-median-error-over-that-of-the-prior), the affine cINN at
+# ends at [0.03](#arm-cinn-splines-median-error-over-that-of-the-prior) of the error of the prior, flow matching at [0.05](#arm-flow-matching-median-error-over-that-of-the-prior), the affine cINN at
 # [0.05](#arm-cinn-affine-median-error-over-that-of-the-prior); the first two are closer to each other than to themselves at another seed. The mixture density network needs [0.1](#arm-mdn-median-error-over-that-of-the-prior), the variational autoencoder
 # [0.16](#arm-cvae-median-error-over-that-of-the-prior), and the INN, which must also predict $y$, [0.23](#arm-inn-likelihood-median-error-over-that-of-the-prior). A draw of flow matching costs 32 calls of its network. With a million pairs and more
 # steps the gaps close in another order; the benchmarks show it.

@@ -79,7 +79,7 @@ def test_page_asks_nobody_else_and_has_no_script_error(browser, site, name):
 @pytest.mark.parametrize("name", names())
 def test_page_has_no_accessibility_violation(browser, site, name, scheme):
     page, _, _ = open_page(browser, f"{site}/{name}", scheme=scheme)
-    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    page.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
     found = axe.Axe().run(page).response["violations"]
     told = [(v["id"], v["impact"], [n["target"] for n in v["nodes"]][:3]) for v in found]
     assert told == []
