@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lib.checks import number, reject, whole
@@ -80,3 +80,41 @@ def digits(
     chosen = [torch.cat(part) for part in parts]
     chosen = [part[rank[part].argsort()] for part in chosen]
     return Digits(*(Images(images[part].to(device), labels[part].to(device)) for part in chosen))
+
+
+def coloured(
+    images: UInt8[Tensor, "n 1 8 8"],
+    generator: torch.Generator | None = None,
+    *,
+    colours: Float[Tensor, "n 3"] | None = None,
+    dark: float = 0.2,
+) -> tuple[Float[Tensor, "n 3 8 8"], Float[Tensor, "n 3"]]:
+    """Digits in one colour each on black, and the colours.
+
+    Integers become numbers by uniform noise, one draw for each pixel, x = (v + u) / 17; one draw
+    for an image would leave a lattice, on which a density is infinite.
+
+    Args:
+        images: integers 0..16.
+        generator: source of noise and colours, on the device of the images.
+        colours: red, green and blue in [0, 1]; None draws them uniform on [dark, 1].
+        dark: lower end of the colours that are drawn.
+
+    Raises:
+        ValueError: integers above 16, colours for another number of images or outside [0, 1].
+    """
+    if images.numel() and int(images.max()) > 16:
+        reject("images", "integers of at most 16", int(images.max()))
+    if not 0 <= number("dark", dark, zero=True) < 1:
+        reject("dark", "a number in [0, 1)", dark)
+    options = {"generator": generator, "device": images.device}
+    if colours is None:
+        colours = dark + (1 - dark) * torch.rand(len(images), 3, **options)
+    if colours.shape != (len(images), 3):
+        reject("colours", f"shape ({len(images)}, 3)", tuple(colours.shape))
+    if colours.numel() and not 0 <= float(colours.min()) <= float(colours.max()) <= 1:
+        reject(
+            "colours", "numbers in [0, 1]", f"{float(colours.min()):g} to {float(colours.max()):g}"
+        )
+    noise = torch.rand(images.shape, dtype=colours.dtype, **options)
+    return (images + noise) / 17 * colours[:, :, None, None], colours

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lib.data.digits import digits
+from lib.data.digits import coloured, digits
 
 
 def in_order(table):
@@ -61,3 +61,51 @@ def test_a_seed_gives_the_same_parts_and_leaves_the_global_state():
 def test_bad_arguments_are_refused(arguments, name, unchecked):
     with pytest.raises(ValueError, match=rf"^{name}: expected"):
         digits(**arguments)
+
+
+def test_colours_are_found_again_in_the_pixels(device, dtype):
+    test = digits(device=device).test.images[:50]
+    generator = torch.Generator(device).manual_seed(0)
+    _, colours = coloured(test, generator)
+    assert colours.min() >= 0.2
+    assert colours.max() <= 1
+    pictures, given = coloured(test, generator, colours=colours.to(dtype))
+    assert pictures.shape == (50, 3, 8, 8)
+    assert pictures.dtype == given.dtype == dtype
+    # All channels of an image are one grey image times a number.
+    grey = pictures / given[:, :, None, None]
+    torch.testing.assert_close(grey[:, 0], grey[:, 1])
+    torch.testing.assert_close(grey[:, 0], grey[:, 2])
+    # Rounding down takes the noise away.
+    assert ((17 * grey[:, :1]).floor() - test).abs().max() <= 1
+    assert ((17 * grey[:, :1]).floor() == test).double().mean() > 0.999
+
+
+def test_noise_differs_from_pixel_to_pixel_and_is_uniform(generator):
+    blank = torch.zeros(500, 1, 8, 8, dtype=torch.uint8)
+    noise = 17 * coloured(blank, generator, colours=torch.ones(500, 3))[0][:, 0]
+    assert noise.flatten(1).std(1).min() > 0.15
+    assert abs(float(noise.mean()) - 0.5) < 5 / (12 * 32_000) ** 0.5
+    assert abs(float(noise.std()) - 12**-0.5) < 0.01
+    flat = noise.flatten(1) - noise.mean()
+    together = flat.T @ flat / 500 * 12
+    assert (together - torch.diag(together.diagonal())).abs().max() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"dark": 1.0}, "dark"),
+        ({"dark": -0.1}, "dark"),
+        ({"colours": torch.ones(3, 3)}, "colours"),
+        ({"colours": 2 * torch.ones(2, 3)}, "colours"),
+    ],
+)
+def test_bad_colours_are_refused(options, name, unchecked):
+    with pytest.raises(ValueError, match=rf"^{name}: expected"):
+        coloured(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), **options)
+
+
+def test_pixels_above_sixteen_are_refused(unchecked):
+    with pytest.raises(ValueError, match=r"^images: expected"):
+        coloured(torch.full((2, 1, 8, 8), 17, dtype=torch.uint8))

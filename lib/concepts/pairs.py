@@ -1,0 +1,139 @@
+"""Pairs of images of which one knows what they share, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.checks import number, reject, whole
+from lib.data.shapes import CONCEPTS, FACTORS, Shapes
+
+UPRIGHT = {name: CONCEPTS[name] for name in ("shape", "position", "size", "colour")}
+
+
+class Pairs(NamedTuple):
+    """Pairs and their labels.
+
+    Attributes:
+        a: what describes the first images: factors, or indices.
+        b: the second.
+        labels: k > 0 shares the k-th concept alone, -k all but the k-th, 0 nothing.
+    """
+
+    a: Tensor
+    b: Tensor
+    labels: Int[Tensor, " n"]
+
+
+class Upright(Shapes):
+    """Shapes that do not turn: the factor `turn` is zero."""
+
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, *, bias: float = 0.0
+    ) -> Float[Tensor, "n 8"]:
+        """Factors as those of `Shapes`, without a turn."""
+        factors = super().sample(n, generator, bias=bias)
+        factors[:, FACTORS.index("turn")] = 0
+        return factors
+
+
+def shape_pairs(
+    world: Shapes,
+    n: int,
+    generator: torch.Generator | None = None,
+    *,
+    concepts: Mapping[str, Sequence[int]] = UPRIGHT,
+    labels: Int[Tensor, " n"] | None = None,
+    all_but: float = 0.5,
+) -> Pairs:
+    """Factors of pairs: one concept shared and the rest drawn anew, or the other way round.
+
+    Args:
+        world: whose factors are drawn.
+        n: how many pairs.
+        generator: source of randomness, on the device of the world.
+        concepts: columns of the factors that belong to each concept.
+        labels: of the pairs; None draws concepts with equal probability.
+        all_but: probability that all but the concept is shared, where labels are drawn.
+
+    Raises:
+        ValueError: columns that do not exist, a probability outside [0, 1], labels of another
+            length or of concepts that there are not.
+    """
+    flat = [column for columns in concepts.values() for column in columns]
+    if not concepts or not all(0 <= column < world.features for column in flat):
+        reject("concepts", f"columns below {world.features}, by name", dict(concepts))
+    labels = draw_labels(n, len(concepts), generator, all_but, world.device, labels)
+    a, b = world.sample(n, generator), world.sample(n, generator)
+    own = torch.zeros(len(concepts) + 1, world.features, dtype=torch.bool, device=world.device)
+    for k, columns in enumerate(concepts.values(), 1):
+        own[k, list(columns)] = True
+    shared = own[labels.abs()] ^ (labels < 0)[:, None]
+    return Pairs(a, torch.where(shared, a, b), labels)
+
+
+def class_pairs(
+    classes: Int[Tensor, " m"],
+    labels: Int[Tensor, " n"],
+    generator: torch.Generator | None = None,
+) -> Pairs:
+    """Indices of pairs in a data set whose first concept is a class.
+
+    Label 1 pairs two members of a class, in each of which the others may differ; -2 pairs an image
+    with itself, for a second concept that is drawn anew by the caller; any other label pairs two
+    images at random.
+
+    Args:
+        classes: of each image.
+        labels: of the pairs.
+        generator: source of randomness, on the CPU.
+
+    Raises:
+        ValueError: no image.
+    """
+    if not len(classes):
+        reject("classes", "at least one image", 0)
+    n, m = len(labels), len(classes)
+    a = torch.randint(m, (n,), generator=generator)
+    b = torch.randint(m, (n,), generator=generator)
+    order = classes.argsort(stable=True)
+    counts = torch.bincount(classes)
+    first = counts.cumsum(0) - counts
+    u = torch.rand(n, generator=generator)
+    own = classes[a]
+    mate = order[first[own] + (u * counts[own]).long().clamp(max=counts[own] - 1)]
+    b = torch.where(labels == 1, mate, torch.where(labels == -2, a, b))
+    return Pairs(a, b, labels)
+
+
+def draw_labels(
+    n: int,
+    concepts: int,
+    generator: torch.Generator | None = None,
+    all_but: float = 0.5,
+    device: torch.device | str = "cpu",
+    labels: Int[Tensor, " n"] | None = None,
+) -> Int[Tensor, " n"]:
+    """Labels of pairs: each concept equally often, negative with probability `all_but`.
+
+    Given labels are only checked.
+
+    Raises:
+        ValueError: as for `shape_pairs`.
+    """
+    n, concepts = whole("n", n), whole("concepts", concepts)
+    if number("all_but", all_but, zero=True) > 1:
+        reject("all_but", "a probability", all_but)
+    if labels is None:
+        k = torch.randint(1, concepts + 1, (n,), generator=generator, device=device)
+        flip = torch.rand(n, generator=generator, device=device) < all_but
+        return torch.where(flip, -k, k)
+    if len(labels) != n:
+        reject("labels", f"{n} labels", len(labels))
+    if int(labels.abs().max()) > concepts:
+        reject("labels", f"integers within {concepts}", int(labels.abs().max()))
+    return labels
