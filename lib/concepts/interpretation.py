@@ -224,7 +224,8 @@ class Interpretation(nn.Module):
         """Train T on pairs of representations.
 
         First s stays where it is: a block that has not yet found its concept would else learn that
-        there is none. Then s is learned too. Last come the splines, with s, on the codes so far.
+        there is none. Then s is learned too. Last come the splines, on the marginals of the codes
+        so far: on pairs they would rather even out the noise around a shared number. s follows.
 
         Args:
             a: representations of the first images.
@@ -273,14 +274,19 @@ class Interpretation(nn.Module):
         with torch.no_grad():
             a, b, _ = _draw(data, torch.Generator(a.device).manual_seed(seed))
             codes = chain(a)[0], chain(b)[0], labels
+
+        def marginal(_: nn.Module, batch: tuple, __: torch.Generator) -> dict[str, Tensor]:
+            a, b, labels = batch
+            code, log_det = splines(torch.cat([a, b]))
+            pair = self.pairs(*code.detach().chunk(2), labels)
+            return {
+                "normal": (code.square().sum(1) / 2 - log_det).mean(),
+                "s": pair.mean() if learned else 0 * code.sum(),
+            }
+
         last = nn.ModuleList([splines, nn.ParameterList([raw])])
-        fit(
-            last,
-            lambda _, batch, __: self._pair_loss(splines, *batch).mean(),
-            codes,
-            steps=steps // 5,
-            **(late | {"lr": 1e-2}),
-        )
+        late |= {"batch_size": min(1024, len(a)), "lr": 2e-2}
+        fit(last, marginal, codes, steps=min(steps, 400), **late)
         return history
 
     def _pair_loss(self, part: Bijection, a: Tensor, b: Tensor, labels: Tensor) -> Tensor:
