@@ -114,7 +114,8 @@ class Interpretation(nn.Module):
     Args:
         sizes: dimensions of the block of each concept, by name.
         features: length of the representation; what the concepts leave is the block `rest`.
-        correlation: of a shared block, see `FactorLoss`.
+        correlation: of a shared block, see `FactorLoss`; with `learned` it is where s starts, and
+            a strong pull at the start finds concepts that a weak one misses.
         learned: whether s is learned.
         layers: couplings.
         hidden: widths of their networks.
@@ -134,7 +135,7 @@ class Interpretation(nn.Module):
         sizes: Mapping[str, int],
         features: int,
         *,
-        correlation: float = 0.9,
+        correlation: float = 0.97,
         learned: bool = True,
         layers: int = 6,
         hidden: Sequence[int] = (64, 64),
@@ -215,7 +216,7 @@ class Interpretation(nn.Module):
         *,
         noise: tuple[Float[Tensor, "n features"], Float[Tensor, "n features"]] | None = None,
         steps: int = 3000,
-        warm: float = 0.4,
+        warm: float = 0.5,
         batch_size: int = 128,
         lr: float = 2e-3,
         seed: int = 0,

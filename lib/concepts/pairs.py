@@ -49,6 +49,7 @@ def shape_pairs(
     concepts: Mapping[str, Sequence[int]] = UPRIGHT,
     labels: Int[Tensor, " n"] | None = None,
     all_but: float = 0.5,
+    weights: Sequence[float] | None = None,
 ) -> Pairs:
     """Factors of pairs: one concept shared and the rest drawn anew, or the other way round.
 
@@ -57,17 +58,20 @@ def shape_pairs(
         n: how many pairs.
         generator: source of randomness, on the device of the world.
         concepts: columns of the factors that belong to each concept.
-        labels: of the pairs; None draws concepts with equal probability.
+        labels: of the pairs; None draws them.
         all_but: probability that all but the concept is shared, where labels are drawn.
+        weights: how often each concept is drawn, up to a factor; None is equally often.
 
     Raises:
-        ValueError: columns that do not exist, a probability outside [0, 1], labels of another
-            length or of concepts that there are not.
+        ValueError: columns that do not exist, a probability outside [0, 1], weights that are not
+            one positive number for each concept, labels of another length or of concepts that
+            there are not.
     """
     flat = [column for columns in concepts.values() for column in columns]
     if not concepts or not all(0 <= column < world.features for column in flat):
         reject("concepts", f"columns below {world.features}, by name", dict(concepts))
-    labels = draw_labels(n, len(concepts), generator, all_but, world.device, labels)
+    options = {"all_but": all_but, "device": world.device, "labels": labels, "weights": weights}
+    labels = draw_labels(n, len(concepts), generator, **options)
     a, b = world.sample(n, generator), world.sample(n, generator)
     own = torch.zeros(len(concepts) + 1, world.features, dtype=torch.bool, device=world.device)
     for k, columns in enumerate(concepts.values(), 1):
@@ -114,11 +118,13 @@ def draw_labels(
     n: int,
     concepts: int,
     generator: torch.Generator | None = None,
+    *,
     all_but: float = 0.5,
+    weights: Sequence[float] | None = None,
     device: torch.device | str = "cpu",
     labels: Int[Tensor, " n"] | None = None,
 ) -> Int[Tensor, " n"]:
-    """Labels of pairs: each concept equally often, negative with probability `all_but`.
+    """Labels of pairs: concepts by their weights, negative with probability `all_but`.
 
     Given labels are only checked.
 
@@ -128,8 +134,12 @@ def draw_labels(
     n, concepts = whole("n", n), whole("concepts", concepts)
     if number("all_but", all_but, zero=True) > 1:
         reject("all_but", "a probability", all_but)
+    weights = [1.0] * concepts if weights is None else [number("weights", w) for w in weights]
+    if len(weights) != concepts:
+        reject("weights", f"{concepts} numbers", len(weights))
     if labels is None:
-        k = torch.randint(1, concepts + 1, (n,), generator=generator, device=device)
+        share = torch.tensor(weights, device=device)
+        k = torch.multinomial(share, n, replacement=True, generator=generator) + 1
         flip = torch.rand(n, generator=generator, device=device) < all_but
         return torch.where(flip, -k, k)
     if len(labels) != n:

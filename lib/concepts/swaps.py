@@ -55,8 +55,8 @@ class SwapScores(NamedTuple):
     def selectivity(self) -> Float[Tensor, " concepts"]:
         """`takes` of the own block less the mean over the other blocks of concepts.
 
-        It is 1 if a concept follows its own block and no other, and 0 on average if labels of
-        pairs, and with them names of blocks, mean nothing.
+        It is 1 if a concept follows its own block and no other. If labels of pairs mean nothing,
+        and with them names of blocks, it is 0 on average over concepts, for blocks of one size.
         """
         rows = [self.blocks.index(concept) for concept in self.concepts]
         takes, count = self.takes[rows], len(rows)

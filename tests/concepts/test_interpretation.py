@@ -127,7 +127,7 @@ def test_training_is_repeatable_and_leaves_its_input(generator):
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(a, kept)
-    assert (models[0].pairs.correlation - 0.9).abs().max() < 1e-6
+    assert (models[0].pairs.correlation - 0.97).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ def test_label_zero_shares_nothing(generator):
     assert (a != b).all()
 
 
+def test_labels_are_drawn_by_weight(generator):
+    labels = draw_labels(6000, 3, generator, weights=[2, 1, 1])
+    counts = torch.bincount(labels.abs(), minlength=4).double() / 6000
+    assert (counts - torch.tensor([0, 0.5, 0.25, 0.25])).abs().max() < 0.03
+
+
 def test_labels_are_drawn_evenly(generator):
     labels = draw_labels(8000, 4, generator, all_but=0.25)
     counts = torch.bincount(labels + 4, minlength=9).double() / 8000
@@ -60,6 +66,8 @@ def test_members_of_a_class_are_paired(generator):
         ({"concepts": {"one": (8,)}}, "concepts"),
         ({"concepts": {}}, "concepts"),
         ({"all_but": 1.5}, "all_but"),
+        ({"weights": [1.0, 1.0]}, "weights"),
+        ({"weights": [1.0, 1.0, 0.0, 1.0]}, "weights"),
         ({"labels": torch.tensor([1, 2])}, "labels"),
         ({"labels": torch.tensor([1, 2, 5])}, "labels"),
     ],
