@@ -39,6 +39,7 @@ if importlib.util.find_spec("lib") is None:  # on Colab
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from scipy.stats import kstest
 
@@ -83,7 +84,8 @@ history = fit(
 
 
 # %% [markdown]
-# A pair of pictures shares one concept and nothing else, or everything but one concept. Its label says which. That is all that the interpretation network is told: no value of any factor.
+# A pair of pictures shares one concept and nothing else, or everything but one concept. Its label says which. That is all that the interpretation network is told: no value of any factor. Pairs about the shape come
+# twice as often as others, as a class is harder to find than a number.
 
 
 # %%
@@ -99,10 +101,10 @@ def draw(factors):
     return mean + sd * torch.randn(mean.shape, generator=generator)
 
 
-pairs = shape_pairs(world, 60_000, generator)
+pairs = shape_pairs(world, 60_000, generator, weights=[2, 1, 1, 1])
 (z_a, sd_a), (z_b, sd_b) = encode(pairs.a), encode(pairs.b)
 sizes = {"shape": 2, "position": 2, "size": 1, "colour": 3}
-steps = scale(2500, 6000)
+steps = scale(3000, 6000)
 model = Interpretation(sizes, 12, layers=4)
 history = model.fit(z_a, z_b, pairs.labels, noise=(sd_a, sd_b), steps=steps)
 
@@ -136,18 +138,19 @@ claim(
     "swap: least share that takes the concept of B",
     scores.diagonal.min(),
     low=0.9,
-    because="SPREAD",
+    because="four seeds gave 0.939 to 0.983",
 )
 claim(
     "swap: least share that keeps the other concepts of A",
     kept.min(),
     low=0.9,
-    because="SPREAD",
+    because="four seeds gave 0.949 to 0.985",
 )
 
 # %% cellView="form" tags=["hide-input"]
 # @title Figure
-rows = [0, 1, 3, 4, 5]
+differ = truth[0]["shape"] != truth[1]["shape"]
+rows = differ.nonzero()[:5, 0]
 shown = [vae.decode(z[rows]) for z in (code_a, code_b)]
 shown += [vae.decode(hybrids[name][rows]) for name in sizes]
 sheet = torch.stack(shown, 1).detach()
@@ -173,8 +176,8 @@ figure(
 )
 
 # %% [markdown]
-# Over 3000 pairs the concept that was swapped reads as that of B in at least [0.96](#swap-least-share-that-takes-the-concept-of-b) of the cases. A concept that was not swapped stays that of A in at least
-# [0.95](#swap-least-share-that-keeps-the-other-concepts-of-a). The rest of the page says how this is trained, what these numbers mean, and where they end.
+# Over 3000 pairs the concept that was swapped reads as that of B in at least [0.97](#swap-least-share-that-takes-the-concept-of-b) of the cases. A concept that was not swapped stays that of A in at least
+# [0.98](#swap-least-share-that-keeps-the-other-concepts-of-a). The rest of the page says how this is trained, what these numbers mean, and where they end.
 #
 # ## The density of a pair
 #
@@ -229,8 +232,8 @@ claim(
 
 # %% [markdown]
 # The paper fixes $s$ for all concepts. Here each dimension has its own, which is learned. The likelihood has an opinion about it: at $s = 0.99$ a shared dimension is worth 2 nats, but only if both
-# sides agree to within 0.14. Learned from the start it would be a trap, since a block that has not yet found its concept does best with $s = 0$, and then has no reason to look for it. So $s$ stays at 0.9
-# for the first 0.4 of the steps. A spline for each dimension comes last. It bends each number on its own, which moves nothing from block to block, and makes the marginals normal.
+# sides agree to within 0.14. Learned from the start it would be a trap, since a block that has not yet found its concept does best with $s = 0$, and then has no reason to look for it. So $s$ stays at 0.97
+# for the first half of the steps: a strong pull while the concepts are sought. A spline for each dimension comes last. It bends each number on its own, which moves nothing from block to block, and makes the marginals normal.
 
 # %%
 with torch.no_grad():
@@ -247,27 +250,27 @@ claim(
     min(numbers),
     low=0.8,
     high=1,
-    because="SPREAD",
+    because="four seeds gave 0.954 to 0.966",
 )
 claim(
     "learned s: largest of the shape",
     max(learned["shape"]),
     low=0.7,
     high=0.97,
-    because="SPREAD",
+    because="four seeds gave 0.721 to 0.84",
 )
 claim(
     "learned s: largest of the rest, in size",
     max(map(abs, learned["rest"])),
     high=0.5,
-    because="SPREAD",
+    because="four seeds gave 0.109 to 0.15",
 )
 
 
 # %% [markdown]
-# The correlations say what kind of thing a concept is. Position, size and colour are numbers, shared to the accuracy of the encoder: $s$ is at least [0.97](#learned-s-least-of-position-size-and-colour). The
-# shape is one of three. Two squares have their shape in common, but their codes may be any two points of the same third of a normal law, so one dimension gets [0.9](#learned-s-largest-of-the-shape). The other dimension
-# that we gave to it is not needed. The rest is noise: pairs that share all but one concept share it, and still no dimension of it has more than [0.2](#learned-s-largest-of-the-rest-in-size).
+# The correlations say what kind of thing a concept is. Position, size and colour are numbers, shared to the accuracy of the encoder: $s$ is at least [0.96](#learned-s-least-of-position-size-and-colour). The
+# shape is one of three. Two squares have their shape in common, but their codes may be any two points of the same third of a normal law, and so $s$ is [0.84](#learned-s-largest-of-the-shape) at most. The rest is noise: pairs
+# that share all but one concept share it too, and still no dimension of it has more than [0.11](#learned-s-largest-of-the-rest-in-size).
 #
 # ## The swap matrix
 #
@@ -282,7 +285,7 @@ claim(
 #
 # - *The ceiling.* Render the hybrid exactly, from the factors of A and B, and pass it through encoder and decoder. What the oracle misses now is the fault of the autoencoder.
 # - *The chance level.* Train the same network on the same pairs with shuffled labels (here for fewer steps). Its blocks have names, and the names mean nothing.
-# - *The contrast.* A block could score well by moving everything. The selectivity of a concept is the share that follows its own block, less the mean share that follows another block. It is 1 at best and 0 if names mean nothing.
+# - *The contrast.* A block could score well by moving everything. The selectivity of a concept is the share that follows its own block, less the mean share that follows another block. It is 1 at best, and near 0 if names mean nothing.
 
 
 # %%
@@ -298,7 +301,7 @@ shuffled = torch.randperm(len(pairs.labels), generator=generator)
 control = Interpretation(sizes, 12, layers=4)
 wrong = pairs.labels[shuffled]
 noise = sd_a, sd_b
-history = control.fit(z_a, z_b, wrong, noise=noise, steps=scale(1500, 6000))
+history = control.fit(z_a, z_b, wrong, noise=noise, steps=scale(1000, 6000))
 
 # %% [markdown]
 # > **It breaks.** Suppose whoever collected the pairs was careless: the two squares of a pair always came from one paint pot. Pairs that share the shape then share the colour too. The loss
@@ -315,7 +318,7 @@ spoilt = shape_pairs(world, 60_000, generator, concepts=careless)
 wide = {"shape": 5, "position": 2, "size": 1}
 confused = Interpretation(wide, 12, layers=4)
 history = confused.fit(
-    *(y_a, y_b, spoilt.labels), noise=(dev_a, dev_b), steps=scale(1500, 6000)
+    *(y_a, y_b, spoilt.labels), noise=(dev_a, dev_b), steps=scale(1000, 6000)
 )
 
 
@@ -341,91 +344,86 @@ matrices = {
 fig, axes = plt.subplots(2, 2, figsize=(6.6, 6.4), layout="constrained")
 for ax, (name, found) in zip(axes.flat, matrices.items()):
     ax.imshow(found.wanted, cmap="cividis", vmin=0, vmax=1)
-    for i, line in enumerate(found.wanted.tolist()):
-        for j, value in enumerate(line):
-            look = {"color": "k" if value > 0.6 else "w", "fontsize": 10}
-            own = found.blocks[i] == found.concepts[j]
-            heavy = "bold" if own else "normal"
-            ax.text(
-                j,
-                i,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                **look,
-                weight=heavy,
-            )
+    for (i, j), value in np.ndenumerate(found.wanted.numpy()):
+        own = found.blocks[i] == found.concepts[j]
+        look = {"ha": "center", "va": "center", "fontsize": 10}
+        look["weight"] = "bold" if own else "normal"
+        look["color"] = "k" if value > 0.6 else "w"
+        ax.text(j, i, f"{value:.2f}", **look)
     ax.set_xticks(range(4), found.concepts, rotation=30)
     ax.set_yticks(range(len(found.blocks)), found.blocks)
     ax.set(title=name)
     ax.grid(False)
-axes[0, 0].set_ylabel("block of B put into A")
-axes[1, 0].set_ylabel("block of B put into A")
+for ax in axes[:, 0]:
+    ax.set_ylabel("block of B put into A")
 figure(
     fig,
-    alt="Four matrices of five blocks by four concepts. Exact hybrids and the"
-    " network have entries near one everywhere. With shuffled labels the"
-    " diagonal is dark. With careless pairs the entry for the colour under the"
-    " shape block is dark.",
+    alt="Four matrices of blocks by concepts. Exact hybrids and the network have"
+    " entries near one everywhere. With shuffled labels the diagonal is dark."
+    " With careless pairs the colour is lost when the shape is swapped.",
     caption="Share of pairs that read as wanted: B on the diagonal (bold), A"
     " elsewhere. Compare each entry with the ceiling at the upper left.",
 )
 
 # %% cellView="form" tags=["hide-input"]
 # @title Claims
-ceiling, chance = matrices["exact hybrids"], matrices["shuffled labels"]
+ceiling = matrices["exact hybrids"]
 claim(
     "ceiling: least entry of the matrix of exact hybrids",
     ceiling.wanted.min(),
     low=0.93,
-    because="SPREAD",
+    because="four seeds gave 0.97 to 0.993; half as much again may be lost",
 )
 for name in sizes:
     claim(
         f"swap of the {name}: share that takes that of B",
         scores.at(name, name),
         low=0.9,
-        because="SPREAD",
+        because="the ask; four seeds gave 0.939 to 1",
     )
 claim(
     "swap: largest gap to the ceiling",
     (ceiling.wanted - scores.wanted).max(),
     high=0.08,
-    because="SPREAD",
+    because="four seeds gave 0.0101 to 0.0313",
 )
 claim(
     "swap: least selectivity",
     scores.selectivity.min(),
     low=0.85,
-    because="SPREAD",
+    because="four seeds gave 0.894 to 0.969",
 )
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims on the controls
+chance, colour = matrices["shuffled labels"], ("shape", "colour")
 claim(
     "shuffled labels: mean selectivity",
     chance.selectivity.mean(),
-    low=-0.25,
-    high=0.25,
-    because="SPREAD",
+    low=-0.3,
+    high=0.3,
+    because="near zero; with more steps, four seeds gave -0.122 to -0.0111",
 )
 claim(
     "shuffled labels: mean share that takes the concept of B",
     chance.diagonal.mean(),
     high=0.4,
-    because="SPREAD",
+    because="with more steps, four seeds gave 0.0836 to 0.173",
 )
 claim(
     "careless pairs: share that keeps the colour when the shape is swapped",
-    matrices["careless pairs"].at("shape", "colour"),
-    high=0.5,
-    because="SPREAD",
+    matrices["careless pairs"].at(*colour),
+    high=0.2,
+    because="with more steps, four seeds gave 0.00136 to 0.00474",
 )
 
 # %% [markdown]
-# With exact hybrids the worst entry is [0.97](#ceiling-least-entry-of-the-matrix-of-exact-hybrids): oracle and autoencoder together lose that little. The network takes the shape of B in
-# [0.97](#swap-of-the-shape-share-that-takes-that-of-b), the position in [0.99](#swap-of-the-position-share-that-takes-that-of-b), the size in [0.95](#swap-of-the-size-share-that-takes-that-of-b) and the colour in
-# [0.99](#swap-of-the-colour-share-that-takes-that-of-b) of the pairs. No entry is more than [0.03](#swap-largest-gap-to-the-ceiling) below its ceiling, and the selectivity is at least [0.95](#swap-least-selectivity).
+# With exact hybrids the worst entry is [0.99](#ceiling-least-entry-of-the-matrix-of-exact-hybrids): oracle and autoencoder together lose that little. The network takes the shape of B in
+# [1.00](#swap-of-the-shape-share-that-takes-that-of-b), the position in [1.00](#swap-of-the-position-share-that-takes-that-of-b), the size in [0.97](#swap-of-the-size-share-that-takes-that-of-b) and the colour in
+# [1.00](#swap-of-the-colour-share-that-takes-that-of-b) of the pairs. No entry is more than [0.02](#swap-largest-gap-to-the-ceiling) below its ceiling, and the selectivity is at least [0.96](#swap-least-selectivity).
 #
-# With shuffled labels [0.2](#shuffled-labels-mean-share-that-takes-the-concept-of-b) of the pairs take the concept of B, for a block of two or three dimensions out of twelve carries something, and the selectivity is
-# [0.0](#shuffled-labels-mean-selectivity) on average. That is what chance means here. With careless pairs the colour survives a swap of the shape in [0.05](#careless-pairs-share-that-keeps-the-colour-when-the-shape-is-swapped)
+# With shuffled labels [0.1](#shuffled-labels-mean-share-that-takes-the-concept-of-b) of the pairs take the concept of B, for a block of two or three dimensions out of twelve carries something, and the mean selectivity is
+# [-0.1](#shuffled-labels-mean-selectivity): a block gets as much of its own concept as of any other. That is what chance means here. With careless pairs the colour survives a swap of the shape in [0.00](#careless-pairs-share-that-keeps-the-colour-when-the-shape-is-swapped)
 # of the cases. The likelihood of that network is fine. Nothing but the matrix shows that its shape is not a shape.
 #
 # ## Is it the model that it claims to be?
@@ -469,59 +467,51 @@ claim(
     "normal code: largest distance of a distribution function",
     distance,
     high=0.065,
-    because="SPREAD",
+    because="four seeds gave 0.0367 to 0.0471",
 )
 claim(
     "pair correlations: largest deviation from the target",
     (found - target).abs().max(),
     high=0.2,
-    because="SPREAD",
+    because="four seeds gave 0.0532 to 0.101",
 )
 claim(
     "pair correlations: largest of a block that is not shared",
     found[target == 0].abs().max(),
     high=0.15,
-    because="SPREAD",
+    because="four seeds gave 0.0441 to 0.0751",
 )
 
 # %% cellView="form" tags=["hide-input"]
 # @title Figure
 fig, axes = plt.subplots(2, 1, figsize=(6.4, 4.4), layout="constrained")
-edges = [
-    k + 0.5
-    for k in range(11)
-    if model.pairs.blocks[k] != model.pairs.blocks[k + 1]
-]
-for ax, (name, matrix) in zip(
+owner = model.pairs.blocks
+middles = [(owner == k).nonzero().float().mean() for k in range(5)]
+for ax, (name, matrix_of) in zip(
     axes, {"target": target, "held-out pairs": found}.items()
 ):
-    drawn = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    for edge in edges:
+    look = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "aspect": "auto"}
+    drawn = ax.imshow(matrix_of, **look)
+    for edge in owner.diff().nonzero().flatten() + 0.5:
         ax.axvline(edge, color="k", lw=1)
     ax.set_yticks(range(4), list(sizes))
-    ax.set_title(name)
+    ax.set_xticks(middles, ["rest", *sizes])
+    ax.set(title=name, ylabel="shared")
     ax.grid(False)
-    ax.set_xticks([])
-middles = [
-    (model.pairs.blocks == k).nonzero().float().mean() for k in range(5)
-]
-axes[1].set_xticks(middles, ["rest", *sizes])
 axes[1].set_xlabel("dimensions of the code, by block")
-axes[0].set_ylabel("shared")
-axes[1].set_ylabel("shared")
 fig.colorbar(drawn, ax=axes, shrink=0.8, label="correlation of A and B")
 figure(
     fig,
     alt="Two matrices of four concepts by twelve dimensions, target and"
-    " measurement. Both have correlations near one in the block of the shared"
-    " concept and near zero elsewhere, and look the same.",
+    " measurement, which look the same. Both have correlations near one in the"
+    " block of the shared concept and near zero elsewhere.",
     caption="Correlation of the codes of two pictures that share one concept"
     " (rows), by dimension. The measured matrix should be the target.",
 )
 
 # %% [markdown]
-# No dimension is rejected. The largest distance between an empirical distribution function and that of $N(0, 1)$ is [0.04](#normal-code-largest-distance-of-a-distribution-function). The pair
-# correlations are within [0.05](#pair-correlations-largest-deviation-from-the-target) of their target, and where nothing should be shared the largest is [0.05](#pair-correlations-largest-of-a-block-that-is-not-shared).
+# No dimension is rejected. The largest distance between an empirical distribution function and that of $N(0, 1)$ is [0.05](#normal-code-largest-distance-of-a-distribution-function). The pair
+# correlations are within [0.09](#pair-correlations-largest-deviation-from-the-target) of their target, and where nothing should be shared the largest is [0.07](#pair-correlations-largest-of-a-block-that-is-not-shared).
 # A correlation sees straight lines only. The next section asks more.
 #
 # ## What each block knows
@@ -550,13 +540,13 @@ claim(
     "knowledge of its own concept: least",
     own.min(),
     low=0.8,
-    because="SPREAD",
+    because="four seeds gave 0.967 to 0.979",
 )
 claim(
     "knowledge of another concept, guessing at 0: largest",
     leaks.max(),
     high=0.3,
-    because="SPREAD",
+    because="four seeds gave 0.04 to 0.112",
 )
 
 # %% cellView="form" tags=["hide-input"]
@@ -583,7 +573,7 @@ figure(
 
 
 # %% [markdown]
-# Each block knows its own concept, at least to [0.91](#knowledge-of-its-own-concept-least). The largest leak into another block is [0.1](#knowledge-of-another-concept-guessing-at-0-largest), if guessing is 0 and knowing is 1.
+# Each block knows its own concept, at least to [0.97](#knowledge-of-its-own-concept-least). The largest leak into another block is [0.05](#knowledge-of-another-concept-guessing-at-0-largest), if guessing is 0 and knowing is 1.
 # The rest knows nothing that has a name, which is as it should be: there is nothing else in this world.
 #
 # ## One concept at a time
@@ -623,25 +613,25 @@ claim(
     "edit: share of pictures that become a square",
     turned.takes[0, 0],
     low=0.9,
-    because="SPREAD",
+    because="four seeds gave 0.996 to 1",
 )
 claim(
     "edit: least share that keeps position, size and colour",
     turned.keeps[0, 1:].min(),
     low=0.9,
-    because="SPREAD",
+    because="four seeds gave 0.95 to 0.991",
 )
 claim(
     "interpolation: least share of kept concepts, half way",
     halfway.wanted[~torch.eye(4, dtype=torch.bool)].min(),
     low=0.9,
-    because="SPREAD",
+    because="four seeds gave 0.927 to 0.985",
 )
 
 # %% cellView="form" tags=["hide-input"]
 # @title Figure
 path = [0, 0.2, 0.4, 0.6, 0.8, 1]
-pick = 2
+pick = rows[1]
 sheet = torch.stack(
     [
         torch.stack([vae.decode(between(name, t)[pick]) for t in path])
@@ -667,8 +657,8 @@ figure(
 )
 
 # %% [markdown]
-# Set to the mean of squares, [0.99](#edit-share-of-pictures-that-become-a-square) of the pictures that were no squares are read as one, and position, size and colour stay in at least
-# [0.97](#edit-least-share-that-keeps-position-size-and-colour). Half way of an interpolation the other concepts stay in at least [0.97](#interpolation-least-share-of-kept-concepts-half-way).
+# Set to the mean of squares, [1.00](#edit-share-of-pictures-that-become-a-square) of the pictures that were no squares are read as one, and position, size and colour stay in at least
+# [0.99](#edit-least-share-that-keeps-position-size-and-colour). Half way of an interpolation the other concepts stay in at least [0.98](#interpolation-least-share-of-kept-concepts-half-way).
 #
 # ## How large is a block?
 #
@@ -750,57 +740,38 @@ for space, represent in spaces.items():
 
 # %% cellView="form" tags=["hide-input"]
 # @title Claims
-for name, (low, high) in {
-    "shape": (1, 3),
-    "size": (1, 2),
-    "colour": (3, 5),
-}.items():
+counted = {
+    ("VAE", "shape"): (1, 3, "2 each"),
+    ("VAE", "size"): (1, 2, "1 each"),
+    ("VAE", "colour"): (3, 5, "3 each"),
+    ("VAE", "position"): (4, 8, "6 to 7"),
+    ("fc3", "colour"): (0, 3, "1 to 2"),
+    ("probabilities", "colour"): (0, 0, "0 each"),
+    ("probabilities", "shape"): (2, 2, "2 each"),
+}
+for (space, name), (low, high, seen) in counted.items():
     claim(
-        f"VAE: counted dimensions of the {name}",
-        honest["VAE"][name],
+        f"{space}: counted dimensions of the {name}",
+        honest[space][name],
         low=low,
         high=high,
-        because="SPREAD",
+        because=f"whole numbers; four seeds gave {seen}",
     )
-claim(
-    "VAE: counted dimensions of the position",
-    honest["VAE"]["position"],
-    low=3,
-    high=8,
-    because="SPREAD",
-)
-claim(
-    "fc3: counted dimensions of the colour",
-    honest["fc3"]["colour"],
-    low=0,
-    high=3,
-    because="SPREAD",
-)
+
+# %% cellView="form" tags=["hide-input"]
+# @title Claims on a concept that is not there
 claim(
     "fc3: dimensions of the turn by the softmax rule",
     public["fc3"]["turn"],
     low=2,
     high=4,
-    because="32 e^0 over a sum of six terms between e^0 and e^1: 2.2 to 4.2",
+    because="32 / sum of six terms between 1 and e, rounded down: 2 to 5",
 )
 claim(
     "turn: counted dimensions, all three spaces together",
-    sum(found["turn"] for found in honest.values()),
+    sum(count["turn"] for count in honest.values()),
     high=0,
-    because="the turn is in no picture; three tests at one in a thousand",
-)
-claim(
-    "probabilities: counted dimensions of the colour",
-    honest["probabilities"]["colour"],
-    high=0,
-    because="SPREAD",
-)
-claim(
-    "probabilities: counted dimensions of the shape",
-    honest["probabilities"]["shape"],
-    low=2,
-    high=2,
-    because="three numbers with sum one, and all of them about the shape",
+    because="it is in no picture; three tests at one in a thousand",
 )
 
 # %% cellView="form" tags=["hide-input"]
@@ -830,12 +801,12 @@ figure(
 )
 
 # %% [markdown]
-# In the VAE the rule counts [3](#vae-counted-dimensions-of-the-colour) dimensions for the colour, [2](#vae-counted-dimensions-of-the-shape) for the shape and [1](#vae-counted-dimensions-of-the-size) for the size. For the
-# position it counts [6](#vae-counted-dimensions-of-the-position), though a place in the plane has two: the code is curved, and each function of the place that is not a straight line of the others counts. So the count is of what a linear map
+# In the VAE the rule counts [2](#vae-counted-dimensions-of-the-shape) dimensions for the shape, [1](#vae-counted-dimensions-of-the-size) for the size and [3](#vae-counted-dimensions-of-the-colour) for the colour. For the
+# position it counts [6](#vae-counted-dimensions-of-the-position), though a place in the plane has two: the code is curved, and each function of the place that is not linear in the others counts. So this is the number of dimensions that a linear map
 # sees. It may be too large where a code is curved, and too small where a concept changes variances only. It is not too large where there is nothing: the turn gets [0](#turn-counted-dimensions-all-three-spaces-together) everywhere.
 # The softmax rule gives [3](#fc3-dimensions-of-the-turn-by-the-softmax-rule) of the 32 dimensions of `fc3` to it.
 #
-# The classifier tells its own story. In `fc3` there is [1](#fc3-counted-dimensions-of-the-colour) dimension of colour left, and in the probabilities [0](#probabilities-counted-dimensions-of-the-colour), while the shape has
+# The classifier tells its own story. In `fc3` there is [2](#fc3-counted-dimensions-of-the-colour) dimension of colour left, and in the probabilities [0](#probabilities-counted-dimensions-of-the-colour), while the shape has
 # [2](#probabilities-counted-dimensions-of-the-shape). What a network throws away is the subject of the page on [invariances](model-invariances.md).
 #
 # ## Digits in colours
@@ -868,7 +839,7 @@ a, b, labels = digit_pairs(split.train, 40_000, generator)
 with torch.no_grad():
     (y_a, dev_a), (y_b, dev_b) = painter.encode(a), painter.encode(b)
 parts = {"digit": 9, "colour": 3}
-hand = Interpretation(parts, 16, layers=4, correlation=0.975)
+hand = Interpretation(parts, 16, layers=4)
 noise = dev_a, dev_b
 history = hand.fit(y_a, y_b, labels, noise=noise, steps=scale(2000, 6000))
 
@@ -890,36 +861,31 @@ digit_scores = swap_scores(seen, values_a, values_b, {"colour": 0.2})
 # %% cellView="form" tags=["hide-input"]
 # @title Claims
 direct = oracle.read(x_a)
-claim(
-    "digits: oracle on test pictures, accuracy",
-    explained(direct["digit"], values_a["digit"]),
-    low=0.965,
-    because="SPREAD",
-)
-claim(
-    "digits: oracle on test pictures, R^2 of the colour",
-    explained(direct["colour"], values_a["colour"]),
-    low=0.95,
-    because="SPREAD",
-)
-claim(
-    "digits: ceiling, reconstructions read as their digit",
-    explained(plain["digit"], values_a["digit"]),
-    low=0.93,
-    because="SPREAD",
-)
-for block, concept, words in (
-    ("digit", "digit", "digit swapped: takes the digit of B"),
-    ("colour", "colour", "colour swapped: takes the colour of B"),
-    ("digit", "colour", "digit swapped: keeps the colour of A"),
-    ("colour", "digit", "colour swapped: keeps the digit of A"),
-    ("rest", "digit", "rest swapped: keeps the digit of A"),
-):
+right = {
+    "oracle on test pictures, accuracy": (direct, "digit", 0.97),
+    "oracle on test pictures, R^2 of the colour": (direct, "colour", 0.95),
+    "ceiling, reconstructions read as their digit": (plain, "digit", 0.93),
+}
+for name, (reading, concept, low) in right.items():
     claim(
-        f"digits, {words}",
-        digit_scores.at(block, concept),
-        low=0.85,
-        because="SPREAD",
+        f"digits: {name}",
+        explained(reading[concept], values_a[concept]),
+        low=low,
+        because="four seeds: 0.982 to 0.987, 0.997 to 0.998 and 0.965 to 0.976",
+    )
+swaps = {
+    "digit swapped: takes the digit of B": ("digit", "digit"),
+    "colour swapped: takes the colour of B": ("colour", "colour"),
+    "digit swapped: keeps the colour of A": ("digit", "colour"),
+    "colour swapped: keeps the digit of A": ("colour", "digit"),
+    "rest swapped: keeps the digit of A": ("rest", "digit"),
+}
+for name, entry in swaps.items():
+    claim(
+        f"digits, {name}",
+        digit_scores.at(*entry),
+        low=0.9,
+        because="the ask; four seeds gave 0.927 to 0.995",
     )
 
 # %% cellView="form" tags=["hide-input"]
@@ -953,10 +919,10 @@ figure(
 )
 
 # %% [markdown]
-# On test digits that no network has seen, the oracle itself is right in [0.98](#digits-oracle-on-test-pictures-accuracy), and on reconstructions in [0.96](#digits-ceiling-reconstructions-read-as-their-digit). With the digit of B
-# the hybrid reads as that digit in [0.93](#digits-digit-swapped-takes-the-digit-of-b), and has the colour of A in [0.99](#digits-digit-swapped-keeps-the-colour-of-a). With the colour of B it takes the colour in
-# [0.99](#digits-colour-swapped-takes-the-colour-of-b) and keeps its digit in [0.96](#digits-colour-swapped-keeps-the-digit-of-a). With the hand of B it keeps its digit in [0.93](#digits-rest-swapped-keeps-the-digit-of-a).
-# The gap of three in a hundred is where hand and digit cannot be told apart from a thousand examples.
+# On test digits that no network has seen, the oracle itself is right in [0.98](#digits-oracle-on-test-pictures-accuracy), and on reconstructions in [0.97](#digits-ceiling-reconstructions-read-as-their-digit). With the digit of B
+# the hybrid reads as that digit in [0.94](#digits-digit-swapped-takes-the-digit-of-b), and has the colour of A in [0.99](#digits-digit-swapped-keeps-the-colour-of-a). With the colour of B it takes the colour in
+# [0.99](#digits-colour-swapped-takes-the-colour-of-b) and keeps its digit in [0.97](#digits-colour-swapped-keeps-the-digit-of-a). With the hand of B it keeps its digit in [0.94](#digits-rest-swapped-keeps-the-digit-of-a).
+# What is missing to the ceiling is where a thousand examples do not tell hand and digit apart.
 #
 # ## Summary
 #
@@ -983,7 +949,7 @@ claim(
     nats / math.log(3),
     low=0.4,
     high=1.15,
-    because="SPREAD",
+    because="four seeds gave 0.564 to 0.694",
 )
 
 # %% [markdown]
@@ -1035,6 +1001,8 @@ claim(
 # should. The matrix above is such a number, with its ceiling and its chance level.
 #
 # *Which $s$?* One for all, 0.975, in the code that came with the paper. It makes a shared block weigh twenty times as much as another, for a class of three as for a number that is known to a percent. Learned, it differs between the two, and the code comes out normal.
+#
+# *Which coupling?* Affine. Spline couplings take more than twice as long for a step here, and with the same time swapped worse. One spline for each dimension at the end is enough for normal marginals.
 #
 # *How many dimensions?* The softmax rule cannot say none. Canonical correlations can, for what is linear; learned correlations do it for what is not, and need a trained network.
 #
