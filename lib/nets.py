@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lib.checks import reject, whole
+from lib.checks import number, reject, whole
 
 ACTIVATIONS = {
     "relu": partial(nn.ReLU, inplace=True),
@@ -110,6 +111,146 @@ class MLP(nn.Module):
 
 
 _activation = activation
+
+
+class VAE(nn.Module):
+    """A variational autoencoder of small images, with fully connected networks.
+
+    q(z | x) = N(mean(x), diag sd(x)^2), p(z) = N(0, I), p(x | z) = N(decode(z), noise^2 I), and
+    the loss is the negative ELBO in nats without the constant of the noise,
+
+        |x - decode(z)|^2 / (2 noise^2) + KL(q(z | x) || p(z)) ,   z ~ q(z | x) .
+
+    Args:
+        shape: of an image with values in [0, 1], for example ``(3, 16, 16)``.
+        latent: length of z.
+        hidden: widths of the encoder; the decoder has them in reverse.
+        noise: standard deviation of a pixel given z. Small noise asks for sharp images.
+        blur: standard deviation of pixel noise that the encoder sees in training, and the decoder
+            does not; the autoencoder then removes such noise.
+        activation: between the layers.
+
+    Raises:
+        ValueError: sizes below one, noise that is not positive, an unknown activation.
+
+    Source: Kingma and Welling (2014), section 2.3 and appendix B; noise on the input: Im, Ahn,
+    Memisevic and Bengio (2017), Denoising criterion for variational auto-encoding framework.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent: int,
+        hidden: Sequence[int] = (256, 256),
+        *,
+        noise: float = 0.03,
+        blur: float = 0.0,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        self.shape, self.latent = tuple(wholes("shape", shape, low=1)), whole("latent", latent)
+        self.noise, self.blur = number("noise", noise), number("blur", blur, zero=True)
+        pixels = math.prod(self.shape)
+        hidden = wholes("hidden", hidden, low=1)
+        self.encoder = MLP(pixels, 2 * self.latent, hidden, activation=activation)
+        self.decoder = MLP(self.latent, pixels, hidden[::-1], activation=activation)
+
+    def encode(
+        self, x: Float[Tensor, "*batch channels height width"]
+    ) -> tuple[Float[Tensor, "*batch latent"], Float[Tensor, "*batch latent"]]:
+        """Mean and standard deviation of q(z | x).
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        if x.shape[-len(self.shape) :] != self.shape:
+            reject("x", f"images of shape {self.shape}", tuple(x.shape))
+        mean, log_sd = self.encoder(x.flatten(-len(self.shape))).chunk(2, -1)
+        return mean, log_sd.clamp(-6, 3).exp()
+
+    def decode(
+        self, z: Float[Tensor, "*batch latent"]
+    ) -> Float[Tensor, "*batch channels height width"]:
+        """The mean of p(x | z), in (0, 1)."""
+        if z.shape[-1:] != (self.latent,):
+            reject("z", f"a last dimension of {self.latent}", tuple(z.shape))
+        return self.decoder(z).sigmoid().unflatten(-1, self.shape)
+
+    def loss(
+        self,
+        x: Float[Tensor, "n channels height width"],
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Both terms of the negative ELBO, the mean over the batch, in nats."""
+        options = {"generator": generator, "dtype": x.dtype, "device": x.device}
+        seen = x + self.blur * torch.randn(x.shape, **options) if self.blur else x
+        mean, sd = self.encode(seen)
+        noise = torch.randn(mean.shape, **options)
+        error = (x - self.decode(mean + sd * noise)).square().flatten(1).sum(1)
+        divergence = ((mean.square() + sd.square() - 1) / 2 - sd.log()).sum(1)
+        return {
+            "reconstruction": error.mean() / (2 * self.noise**2),
+            "divergence": divergence.mean(),
+        }
+
+
+class SmallClassifier(nn.Module):
+    """A small convolutional classifier whose layers have names: the network under study.
+
+    ``conv1`` and ``conv2`` are 3x3 convolutions with stride 2, ``fc3`` is fully connected, all of
+    them followed by ReLU; ``logits`` is linear.
+
+    Args:
+        shape: of an image, for example ``(3, 16, 16)``.
+        classes: number of classes.
+        width: channels of the first convolution; the second has twice as many.
+        hidden: length of ``fc3``.
+
+    Attributes:
+        sizes: length of the flattened representation at each layer.
+
+    Raises:
+        ValueError: sizes below one, fewer than two classes.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, *, width: int = 8, hidden: int = 32
+    ) -> None:
+        super().__init__()
+        channels, height, across = wholes("shape", shape, low=1)
+        self.shape = (channels, height, across)
+        width, hidden = whole("width", width), whole("hidden", hidden)
+        halves = [-(-height // 2) * -(-across // 2), -(-height // 4) * -(-across // 4)]
+        flat = 2 * width * halves[1]
+        conv = {"stride": 2, "padding": 1}
+        self.layers = nn.ModuleDict(
+            {
+                "conv1": nn.Sequential(nn.Conv2d(channels, width, 3, **conv), nn.ReLU()),
+                "conv2": nn.Sequential(nn.Conv2d(width, 2 * width, 3, **conv), nn.ReLU()),
+                "fc3": nn.Sequential(nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU()),
+                "logits": nn.Linear(hidden, whole("classes", classes, low=2)),
+            }
+        )
+        self.sizes = dict(zip(self.layers, [width * halves[0], flat, hidden, classes], strict=True))
+
+    def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        return self.representations(x)["logits"]
+
+    def representations(
+        self, x: Float[Tensor, "n channels height width"]
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        """What each layer hands on, flattened, by name.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        if x.shape[1:] != self.shape:
+            reject("x", f"images of shape {self.shape}", tuple(x.shape))
+        found = {}
+        for name, layer in self.layers.items():
+            x = layer(x)
+            found[name] = x.flatten(1)
+        return found
 
 
 def wholes(argument: str, values: Sequence[int], *, low: int = 0) -> list[int]:

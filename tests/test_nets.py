@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lib.nets import ACTIVATIONS, MLP, activation, check_network, wholes
+from lib.nets import (
+    ACTIVATIONS,
+    MLP,
+    VAE,
+    SmallClassifier,
+    activation,
+    check_network,
+    wholes,
+)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -94,3 +102,59 @@ def test_no_network_is_no_network():
     net = MLP(2, 3)
     assert check_network(None) is None
     assert check_network(net) is net
+
+
+def test_elbo_of_a_vae_is_its_formula(generator):
+    vae = VAE((1, 2, 3), 2, (5,), noise=0.1)
+    x = torch.rand(4, 1, 2, 3, generator=generator)
+    terms = vae.loss(x, torch.Generator().manual_seed(3))
+    mean, sd = vae.encode(x)
+    z = mean + sd * torch.randn(4, 2, generator=torch.Generator().manual_seed(3))
+    error = (x - vae.decode(z)).square().sum((1, 2, 3)) / (2 * 0.1**2)
+    q, p = torch.distributions.Normal(mean, sd), torch.distributions.Normal(0, 1)
+    divergence = torch.distributions.kl_divergence(q, p).sum(1)
+    torch.testing.assert_close(terms["reconstruction"], error.mean())
+    torch.testing.assert_close(terms["divergence"], divergence.mean())
+
+
+def test_a_vae_learns_to_rebuild_and_to_remove_noise(generator):
+    from lib.training import fit
+
+    place = torch.rand(500, 1, generator=generator)
+    x = torch.sigmoid((torch.linspace(0, 1, 12) - place) * 20).view(-1, 1, 3, 4)
+    torch.manual_seed(0)
+    vae = VAE((1, 3, 4), 2, (32,), noise=0.05, blur=0.1)
+    fit(vae, lambda m, b, g: m.loss(b, g), x, steps=600, batch_size=64, lr=5e-3)
+    with torch.no_grad():
+        noisy = x + 0.1 * torch.randn(x.shape, generator=generator)
+        again = vae.decode(vae.encode(noisy)[0])
+    assert (again - x).square().mean() < 0.5 * 0.1**2
+    assert vae.decode(torch.zeros(2, 5, 2)).shape == (2, 5, 1, 3, 4)
+
+
+def test_a_small_classifier_names_its_layers(generator):
+    net = SmallClassifier((3, 15, 9), 4, width=2, hidden=7)
+    x = torch.rand(5, 3, 15, 9, generator=generator)
+    found = net.representations(x)
+    assert {name: rows.shape[1] for name, rows in found.items()} == net.sizes
+    assert list(found) == ["conv1", "conv2", "fc3", "logits"]
+    torch.testing.assert_close(net(x), found["logits"])
+    assert all((found[name] >= 0).all() for name in ("conv1", "conv2", "fc3"))
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: VAE((3, 0), 2), "shape"),
+        (lambda: VAE((3, 4), 0), "latent"),
+        (lambda: VAE((3, 4), 2, noise=0.0), "noise"),
+        (lambda: VAE((3, 4), 2, blur=-1.0), "blur"),
+        (lambda: VAE((3, 4), 2).encode(torch.zeros(2, 4, 3)), "x"),
+        (lambda: VAE((3, 4), 2).decode(torch.zeros(2, 3)), "z"),
+        (lambda: SmallClassifier((3, 8, 8), 1), "classes"),
+        (lambda: SmallClassifier((3, 8, 8), 2)(torch.zeros(1, 3, 8, 9)), "x"),
+    ],
+)
+def test_networks_for_images_name_bad_input(unchecked, call, argument):
+    with pytest.raises(ValueError, match=argument):
+        call()

@@ -128,7 +128,10 @@ class InvertibleSolver(Standardised):
         self, x: Tensor, y: Tensor, generator: torch.Generator, done: float = 1.0
     ) -> dict[str, Tensor]:
         x = self._shrink(x)
-        blur = lambda like: self.noise * normal_like(like, generator)  # noqa: E731
+
+        def blur(like: Tensor) -> Tensor:
+            return self.noise * normal_like(like, generator)
+
         if self.objective == "likelihood":
             return self._likelihood(x, y, generator)
         weights = dict(self.weights)
