@@ -255,7 +255,7 @@ claim(
 claim(
     "learned s: largest of the shape",
     max(learned["shape"]),
-    low=0.7,
+    low=0.6,
     high=0.97,
     because="four seeds gave 0.721 to 0.84",
 )
@@ -390,7 +390,7 @@ claim(
 claim(
     "swap: least selectivity",
     scores.selectivity.min(),
-    low=0.85,
+    low=0.8,
     because="four seeds gave 0.894 to 0.969",
 )
 
@@ -423,7 +423,7 @@ claim(
 # [1.00](#swap-of-the-colour-share-that-takes-that-of-b) of the pairs. No entry is more than [0.02](#swap-largest-gap-to-the-ceiling) below its ceiling, and the selectivity is at least [0.96](#swap-least-selectivity).
 #
 # With shuffled labels [0.1](#shuffled-labels-mean-share-that-takes-the-concept-of-b) of the pairs take the concept of B, for a block of two or three dimensions out of twelve carries something, and the mean selectivity is
-# [-0.1](#shuffled-labels-mean-selectivity): a block gets as much of its own concept as of any other. That is what chance means here. With careless pairs the colour survives a swap of the shape in [0.00](#careless-pairs-share-that-keeps-the-colour-when-the-shape-is-swapped)
+# [-0.1](#shuffled-labels-mean-selectivity): a block gets no more of its own concept than of any other. That is what chance means here. With careless pairs the colour survives a swap of the shape in [0.00](#careless-pairs-share-that-keeps-the-colour-when-the-shape-is-swapped)
 # of the cases. The likelihood of that network is fine. Nothing but the matrix shows that its shape is not a shape.
 #
 # ## Is it the model that it claims to be?
@@ -624,7 +624,7 @@ claim(
 claim(
     "interpolation: least share of kept concepts, half way",
     halfway.wanted[~torch.eye(4, dtype=torch.bool)].min(),
-    low=0.9,
+    low=0.85,
     because="four seeds gave 0.927 to 0.985",
 )
 
@@ -764,7 +764,7 @@ claim(
     "fc3: dimensions of the turn by the softmax rule",
     public["fc3"]["turn"],
     low=2,
-    high=4,
+    high=5,
     because="32 / sum of six terms between 1 and e, rounded down: 2 to 5",
 )
 claim(
@@ -806,7 +806,7 @@ figure(
 # sees. It may be too large where a code is curved, and too small where a concept changes variances only. It is not too large where there is nothing: the turn gets [0](#turn-counted-dimensions-all-three-spaces-together) everywhere.
 # The softmax rule gives [3](#fc3-dimensions-of-the-turn-by-the-softmax-rule) of the 32 dimensions of `fc3` to it.
 #
-# The classifier tells its own story. In `fc3` there is [2](#fc3-counted-dimensions-of-the-colour) dimension of colour left, and in the probabilities [0](#probabilities-counted-dimensions-of-the-colour), while the shape has
+# The classifier tells its own story. In `fc3` the rule counts [2](#fc3-counted-dimensions-of-the-colour) for the colour, and in the probabilities [0](#probabilities-counted-dimensions-of-the-colour), while the shape has
 # [2](#probabilities-counted-dimensions-of-the-shape). What a network throws away is the subject of the page on [invariances](model-invariances.md).
 #
 # ## Digits in colours
