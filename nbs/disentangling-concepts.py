@@ -631,7 +631,7 @@ claim(
 # %% cellView="form" tags=["hide-input"]
 # @title Figure
 path = [0, 0.2, 0.4, 0.6, 0.8, 1]
-pick = rows[1]
+pick = rows[4]
 sheet = torch.stack(
     [
         torch.stack([vae.decode(between(name, t)[pick]) for t in path])
@@ -796,8 +796,8 @@ figure(
     " size, colour or turn, in the code of the VAE and in a layer of the"
     " classifier. The turn stays at a dashed noise level in both; the colour"
     " has three large ones in the VAE and one in the classifier.",
-    caption="Canonical correlations of pairs, and the level of chance (dashed)."
-    " A concept has as many dimensions as points above the line.",
+    caption="Canonical correlations of pairs, and the level that chance exceeds"
+    " once in a hundred times (dashed). Points clearly above it are dimensions.",
 )
 
 # %% [markdown]
