@@ -82,13 +82,14 @@ history = fit(
     schedule="cosine",
 )
 
-
 # %% [markdown]
 # A pair of pictures shares one concept and nothing else, or everything but one concept. Its label says which. That is all that the interpretation network is told: no value of any factor. Pairs about the shape come
 # twice as often as others, as a class is harder to find than a number.
 
-
 # %%
+pairs = shape_pairs(world, 60_000, generator, weights=[2, 1, 1, 1])
+
+
 @torch.no_grad()
 def encode(factors):
     """Mean and standard deviation of the code of rendered factors."""
@@ -101,7 +102,6 @@ def draw(factors):
     return mean + sd * torch.randn(mean.shape, generator=generator)
 
 
-pairs = shape_pairs(world, 60_000, generator, weights=[2, 1, 1, 1])
 (z_a, sd_a), (z_b, sd_b) = encode(pairs.a), encode(pairs.b)
 sizes = {"shape": 2, "position": 2, "size": 1, "colour": 3}
 steps = scale(3000, 6000)
@@ -266,7 +266,6 @@ claim(
     because="four seeds gave 0.109 to 0.15",
 )
 
-
 # %% [markdown]
 # The correlations say what kind of thing a concept is. Position, size and colour are numbers, shared to the accuracy of the encoder: $s$ is at least [0.96](#learned-s-least-of-position-size-and-colour). The
 # shape is one of three. Two squares have their shape in common, but their codes may be any two points of the same third of a normal law, and so $s$ is [0.84](#learned-s-largest-of-the-shape) at most. The rest is noise: pairs
@@ -287,8 +286,10 @@ claim(
 # - *The chance level.* Train the same network on the same pairs with shuffled labels (here for fewer steps). Its blocks have names, and the names mean nothing.
 # - *The contrast.* A block could score well by moving everything. The selectivity of a concept is the share that follows its own block, less the mean share that follows another block. It is 1 at best, and near 0 if names mean nothing.
 
-
 # %%
+shuffled = torch.randperm(len(pairs.labels), generator=generator)
+
+
 def exact(name):
     """Factors of A with the concept of B, through encoder and decoder."""
     mixed = A.clone()
@@ -297,7 +298,6 @@ def exact(name):
     return encode(mixed)[0]
 
 
-shuffled = torch.randperm(len(pairs.labels), generator=generator)
 control = Interpretation(sizes, 12, layers=4)
 wrong = pairs.labels[shuffled]
 noise = sd_a, sd_b
@@ -571,7 +571,6 @@ figure(
     " in the first column and 0 in the others.",
 )
 
-
 # %% [markdown]
 # Each block knows its own concept, at least to [0.97](#knowledge-of-its-own-concept-least). The largest leak into another block is [0.05](#knowledge-of-another-concept-guessing-at-0-largest), if guessing is 0 and knowing is 1.
 # The rest knows nothing that has a name, which is as it should be: there is nothing else in this world.
@@ -580,8 +579,10 @@ figure(
 #
 # A block can be changed without a partner. Moving it along the straight line from A to B gives an interpolation of one concept. Setting it to the mean code of all squares makes a square of anything.
 
-
 # %%
+squares = values["shape"] == 2
+
+
 @torch.no_grad()
 def between(name, share):
     """A, with one block moved towards that of B."""
@@ -591,7 +592,7 @@ def between(name, share):
     return model.decode(code)
 
 
-squares = values["shape"] == 2
+# %%
 middle = code[squares][:, model.columns("shape")].mean(0)
 with torch.no_grad():
     edited = model.encode(code_a)
@@ -603,6 +604,8 @@ turned = swap_scores(
     truth[1] | {"shape": torch.full_like(truth[1]["shape"], 2)},
     margin,
 )
+
+# %%
 halfway = swap_scores(
     {name: read(between(name, 0.5)) for name in sizes}, *truth, margin
 )
