@@ -24,8 +24,8 @@ class Reading(NamedTuple):
             0.5, 1.5 or 2.5 of its interval.
     """
 
-    log_shape: Float[Tensor, "*batch 3"]
-    factors: Float[Tensor, "*batch 8"]
+    log_shape: Tensor
+    factors: Tensor
 
     @property
     def shape(self) -> Int[Tensor, "*batch"]:
