@@ -101,6 +101,7 @@ def linear_pairs(n, generator, s=0.95):
 
 def test_training_finds_linear_concepts_and_their_correlation(generator):
     a, b, labels = linear_pairs(4000, generator)
+    torch.manual_seed(0)
     model = Interpretation({"one": 1, "two": 2}, 4, layers=2, hidden=(8,), correlation=0.8)
     history = model.fit(a, b, labels, steps=400, lr=1e-2, progress=False)
     assert history.steps == len(history.losses) == 400
