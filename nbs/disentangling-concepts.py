@@ -63,7 +63,7 @@ generator = start(seed=11)
 
 # %% [markdown]
 # The world is small and fully known. A picture shows one ellipse, triangle or square at some place, in some size and colour. The renderer makes it from numbers, so we can ask for any picture we like.
-# Two networks are trained on it. A variational autoencoder (VAE) is what we want to understand: twelve numbers $z$ for each picture. A reader is the oracle: it names what is in a
+# Two networks are trained on it. A variational autoencoder (VAE, `lib.nets.VAE`) is what we want to understand: twelve numbers $z$ for each picture. A reader is the oracle: it names what is in a
 # picture, has never seen $z$, and learned with noise on the pixels, so that it can judge what a decoder paints.
 
 # %%
@@ -188,7 +188,7 @@ figure(
 # z^a \sim N(0, I), \qquad z^b_k \sim N(0, I)\ (k \ne F), \qquad z^b_F \mid z^a_F \sim N\big(s\, z^a_F,\ (1 - s^2) I\big).
 # $$
 #
-# Both sides have the marginal $N(0, I)$. The blocks are independent. What is shared is correlated by $s$. Through $T$ this is a density of the pair of codes,
+# Both sides have the marginal $N(0, I)$. The blocks are independent. What is shared is correlated by $s$. Through $T$, a `lib.concepts.interpretation.Interpretation`, this is a density of the pair of codes,
 #
 # $$
 # -\log p(a, b \mid F) = \tfrac12 |z^a|^2 + \tfrac12 \sum_{k \ne F} |z^b_k|^2 + \frac{|z^b_F - s z^a_F|^2}{2 (1 - s^2)} + \tfrac{n_F}{2} \log (1 - s^2) - \log |\det DT(a)| - \log |\det DT(b)|
@@ -1005,7 +1005,7 @@ claim(
 #
 # *Which $s$?* One for all, 0.975, in the code that came with the paper. It makes a shared block weigh twenty times as much as another, for a class of three as for a number that is known to a percent. Learned, it differs between the two, and the code comes out normal.
 #
-# *Which coupling?* Affine. Spline couplings take more than twice as long for a step here, and with the same time swapped worse. One spline for each dimension at the end is enough for normal marginals.
+# *Which coupling?* Affine ([Dinh et al., 2017](https://arxiv.org/abs/1605.08803)). Spline couplings ([Durkan et al., 2019](https://arxiv.org/abs/1906.04032)) take more than twice as long for a step here, and with the same time swapped worse. One spline for each dimension at the end is enough for normal marginals.
 #
 # *How many dimensions?* The softmax rule cannot say none. Canonical correlations can, for what is linear; learned correlations do it for what is not, and need a trained network.
 #

@@ -134,7 +134,7 @@ for name in ("position", "turn", "size", "colour"):
 # v = t^{-1}(\bar z \mid z), \qquad \bar z = t(v \mid z), \qquad v \sim N(0, I)
 # $$
 #
-# puts into $v$ what $\bar z$ knows and $z$ does not ([Rombach, Esser and Ommer, 2020](https://arxiv.org/abs/2008.01777)). To sample a fibre, keep $z$ and draw $v$.
+# puts into $v$ what $\bar z$ knows and $z$ does not; in the package it is `lib.concepts.Invariances` ([Rombach, Esser and Ommer, 2020](https://arxiv.org/abs/2008.01777)). To sample a fibre, keep $z$ and draw $v$.
 #
 # Are the samples on the fibre? The *fibre ratio* is the root mean square of $\phi(\text{sample}) - z$ over that of $z - z'$ for random pairs: 0 on the fibre, 1 for samples that know nothing
 # of $z$. Do they cover it? The *retained share* of a factor $f$ is
@@ -508,7 +508,7 @@ figure(
 
 # %% [markdown]
 # At the logits the shape is known to [0.98](#logits-retained-share-of-shape), the place to [0.2](#logits-retained-share-of-position) and the size to [0.3](#logits-retained-share-of-size): the network is surer of large shapes.
-# Colour fades from the first layer on: the task has no use for it. Flow and ball differ by at most [0.03](#logits-largest-difference-of-r-flow-and-ball) there.
+# Colour fades from the first layer on: the task has no use for it. Flow and ball differ by at most [0.05](#logits-largest-difference-of-r-flow-and-ball) there.
 #
 # The flow names the right class but misses the value: its ratio is [0.3](#logits-fibre-ratio-of-the-flow). Forty Metropolis steps bring that to [0.12](#logits-fibre-ratio-of-the-refined-samples), and
 # [0.98](#logits-refined-samples-that-get-the-same-answer) of the samples get the same answer as the picture.
@@ -835,7 +835,7 @@ figure(
 )
 
 # %% [markdown]
-# The fair network knows the place first, [0.8](#fair-30-steps-r-of-position) after 30 steps, long before it can name a shape. At the end the shape leads the colour by [0.7](#fair-r-of-shape-less-r-of-colour). In the biased one the colour
+# The fair network knows the place first, [0.6](#fair-30-steps-r-of-position) after 30 steps, long before it can name a shape. At the end the shape leads the colour by [0.7](#fair-r-of-shape-less-r-of-colour). In the biased one the colour
 # leads by [0.65](#biased-r-of-colour-less-r-of-shape), and nothing of the shape is known. Flow and ball differ by [0.03](#training-mean-difference-of-r-flow-and-ball) on average, and by [0.1](#training-largest-of-thirty-differences-of-r) at most.
 # In the fair world the biased network is right [0.34](#biased-accuracy-in-the-fair-world) of the time, which is chance. Its fibres say so without a single label.
 #
