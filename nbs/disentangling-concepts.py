@@ -41,7 +41,6 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.stats import kstest
 
 from lib.book import (
     claim,
@@ -52,12 +51,9 @@ from lib.book import (
     show_source,
     start,
 )
-from lib.concepts.interpretation import FactorLoss, Interpretation
-from lib.concepts.pairs import UPRIGHT, Upright, shape_pairs
-from lib.concepts.readers import ShapeReader
-from lib.concepts.swaps import known, shape_values, swap_scores
+from lib.concepts import Interpretation, ShapeReader, shape_pairs
+from lib.data.shapes import Shapes
 from lib.nets import VAE
-from lib.training import fit
 
 generator = start(seed=11)
 
@@ -67,20 +63,12 @@ generator = start(seed=11)
 # picture, has never seen $z$, and learned with noise on the pixels, so that it can judge what a decoder paints.
 
 # %%
-world = Upright()
+world = Shapes(upright=True)
 reader = ShapeReader(world)
 reader.fit()
 vae = VAE(world.shape, 12, noise=0.03)
 pictures = world.render(world.sample(60_000, generator))
-history = fit(
-    vae,
-    lambda model, batch, g: model.loss(batch, g),
-    pictures,
-    steps=scale(3500, 10_000),
-    batch_size=128,
-    lr=2e-3,
-    schedule="cosine",
-)
+history = vae.fit(pictures, steps=scale(3500, 10_000))
 
 # %% [markdown]
 # A pair of pictures shares one concept and nothing else, or everything but one concept. Its label says which. That is all that the interpretation network is told: no value of any factor. Pairs about the shape come
@@ -112,6 +100,8 @@ history = model.fit(z_a, z_b, pairs.labels, noise=(sd_a, sd_b), steps=steps)
 # Held-out pictures A and B are drawn independently. For each concept, the block of B is put into the code of A, and the result is decoded.
 
 # %%
+from lib.concepts import shape_values, swap_scores
+
 A, B = world.sample(3000, generator), world.sample(3000, generator)
 code_a, code_b = encode(A)[0], encode(B)[0]
 
@@ -188,7 +178,7 @@ figure(
 # z^a \sim N(0, I), \qquad z^b_k \sim N(0, I)\ (k \ne F), \qquad z^b_F \mid z^a_F \sim N\big(s\, z^a_F,\ (1 - s^2) I\big).
 # $$
 #
-# Both sides have the marginal $N(0, I)$. The blocks are independent. What is shared is correlated by $s$. Through $T$, a `lib.concepts.interpretation.Interpretation`, this is a density of the pair of codes,
+# Both sides have the marginal $N(0, I)$. The blocks are independent. What is shared is correlated by $s$. Through $T$, a `lib.concepts.Interpretation`, this is a density of the pair of codes,
 #
 # $$
 # -\log p(a, b \mid F) = \tfrac12 |z^a|^2 + \tfrac12 \sum_{k \ne F} |z^b_k|^2 + \frac{|z^b_F - s z^a_F|^2}{2 (1 - s^2)} + \tfrac{n_F}{2} \log (1 - s^2) - \log |\det DT(a)| - \log |\det DT(b)|
@@ -198,6 +188,8 @@ figure(
 # the log-determinants forbid the way out, to shrink everything to zero. A label $-F$ shares all blocks but $F$, and a label 0 none.
 
 # %%
+from lib.concepts import FactorLoss
+
 show_source(
     FactorLoss.forward,
     test="tests/concepts/test_interpretation.py"
@@ -293,7 +285,7 @@ shuffled = torch.randperm(len(pairs.labels), generator=generator)
 def exact(name):
     """Factors of A with the concept of B, through encoder and decoder."""
     mixed = A.clone()
-    columns = list(UPRIGHT.get(name, ()))
+    columns = list(world.concepts.get(name, ()))
     mixed[:, columns] = B[:, columns]
     return encode(mixed)[0]
 
@@ -308,11 +300,8 @@ history = control.fit(z_a, z_b, wrong, noise=noise, steps=scale(1000, 6000))
 # > is content, the block learns what its pairs have in common, and it is called "shape" all the same. Nobody here has asked for the colour, so nothing contradicts.
 
 # %%
-careless = {
-    "shape": UPRIGHT["shape"] + UPRIGHT["colour"],
-    "position": UPRIGHT["position"],
-    "size": UPRIGHT["size"],
-}
+careless = {k: v for k, v in world.concepts.items() if k != "colour"}
+careless["shape"] += world.concepts["colour"]
 spoilt = shape_pairs(world, 60_000, generator, concepts=careless)
 (y_a, dev_a), (y_b, dev_b) = encode(spoilt.a), encode(spoilt.b)
 wide = {"shape": 5, "position": 2, "size": 1}
@@ -432,6 +421,8 @@ claim(
 # on 1000 held-out codes, is done at 1 % for all of them together: with Holm's correction the smallest p-value is multiplied by 12, the next by 11, and so on.
 
 # %%
+from scipy.stats import kstest
+
 with torch.no_grad():
     held = model.encode(draw(A[:1000]))
 tests = [kstest(column.numpy(), "norm") for column in held.T]
@@ -520,6 +511,8 @@ figure(
 # numbers score by $R^2$, where guessing gives 0. If a concept is in its own block and nowhere else, the matrix is 1 on the diagonal and chance elsewhere.
 
 # %%
+from lib.concepts import known
+
 many = world.sample(6000, generator)
 with torch.no_grad():
     code = model.encode(draw(many))
@@ -678,7 +671,7 @@ figure(
 # look: that is exact, needs no theory, and gives a level that chance exceeds once in a thousand times. What is above it is counted.
 
 # %%
-from lib.concepts.sizes import (
+from lib.concepts import (
     canonical_correlations,
     canonical_size,
     noise_level,
@@ -699,17 +692,8 @@ from lib.nets import SmallClassifier
 
 classifier = SmallClassifier(world.shape, 3)
 shapes = world.sample(30_000, generator)
-history = fit(
-    classifier,
-    lambda m, batch, g: torch.nn.functional.cross_entropy(
-        m(batch[0]), batch[1]
-    ),
-    (world.render(shapes), shapes[:, 0].long()),
-    steps=1000,
-    batch_size=128,
-    lr=3e-3,
-    schedule="cosine",
-)
+answers = shapes[:, 0].long()
+history = classifier.fit(world.render(shapes), answers, steps=1000)
 spaces = {
     "VAE": lambda x: vae.encode(x)[0],
     "fc3": lambda x: classifier.representations(x)["fc3"],
@@ -819,23 +803,14 @@ figure(
 # rest is the hand. A digit is one of ten, and the ten corners of a simplex need nine dimensions.
 
 # %%
-from lib.concepts.coloured import DigitReader, digit_pairs
-from lib.concepts.swaps import explained
+from lib.concepts import DigitReader, digit_pairs, explained
 from lib.data.digits import coloured, digits
 
 split = digits()
 oracle = DigitReader(split.train, generator)
 inked, _ = coloured(split.train.images.repeat(20, 1, 1, 1), generator)
 painter = VAE((3, 8, 8), 16, noise=0.05)
-history = fit(
-    painter,
-    lambda model, batch, g: model.loss(batch, g),
-    inked,
-    steps=scale(3000, 10_000),
-    batch_size=128,
-    lr=2e-3,
-    schedule="cosine",
-)
+history = painter.fit(inked, steps=scale(3000, 10_000))
 
 # %%
 a, b, labels = digit_pairs(split.train, 40_000, generator)

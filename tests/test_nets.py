@@ -118,13 +118,11 @@ def test_elbo_of_a_vae_is_its_formula(generator):
 
 
 def test_a_vae_learns_to_rebuild_and_to_remove_noise(generator):
-    from lib.training import fit
-
     place = torch.rand(500, 1, generator=generator)
     x = torch.sigmoid((torch.linspace(0, 1, 12) - place) * 20).view(-1, 1, 3, 4)
     torch.manual_seed(0)
     vae = VAE((1, 3, 4), 2, (32,), noise=0.05, blur=0.1)
-    fit(vae, lambda m, b, g: m.loss(b, g), x, steps=600, batch_size=64, lr=5e-3)
+    vae.fit(x, steps=600, batch_size=64, lr=5e-3)
     with torch.no_grad():
         noisy = x + 0.1 * torch.randn(x.shape, generator=generator)
         again = vae.decode(vae.encode(noisy)[0])
@@ -142,6 +140,17 @@ def test_a_small_classifier_names_its_layers(generator):
     assert all((found[name] >= 0).all() for name in ("conv1", "conv2", "fc3"))
 
 
+@pytest.mark.parametrize("blur", [0.0, 0.2])
+def test_a_small_classifier_learns_where_the_light_is(blur, generator):
+    x = 0.2 * torch.rand(400, 1, 8, 8, generator=generator)
+    labels = torch.arange(400) % 2
+    x[labels == 1, :, :, 4:] += 0.5
+    torch.manual_seed(0)
+    net = SmallClassifier((1, 8, 8), 2, width=4, hidden=16)
+    net.fit(x, labels, steps=150, blur=blur)
+    assert (net(x).argmax(1) == labels).float().mean() > 0.98
+
+
 @pytest.mark.parametrize(
     ("call", "argument"),
     [
@@ -152,6 +161,7 @@ def test_a_small_classifier_names_its_layers(generator):
         (lambda: VAE((3, 4), 2).encode(torch.zeros(2, 4, 3)), "x"),
         (lambda: VAE((3, 4), 2).decode(torch.zeros(2, 3)), "z"),
         (lambda: SmallClassifier((3, 8, 8), 1), "classes"),
+        (lambda: SmallClassifier((8, 8), 2), "shape"),
         (lambda: SmallClassifier((3, 8, 8), 2)(torch.zeros(1, 3, 8, 9)), "x"),
     ],
 )

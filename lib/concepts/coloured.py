@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lib.checks import reject
 from lib.concepts.pairs import Pairs, class_pairs, draw_labels
-from lib.data.digits import Images, coloured
+from lib.data.digits import Images, coloured, inks
 
 DIGIT, COLOUR = 1, 2
 
@@ -40,9 +40,9 @@ def digit_pairs(
         reject("labels", "1, 2, -2 or 0", -DIGIT)
     first, second, _ = class_pairs(data.labels, labels, generator)
     a, colours = coloured(data.images[first], generator)
-    b, others = coloured(data.images[second], generator)
-    same = torch.where((labels == COLOUR)[:, None], colours, others)
-    b, _ = coloured(data.images[second], generator, colours=same)
+    others = inks(n, generator, device=colours.device)
+    others = torch.where((labels == COLOUR)[:, None], colours, others)
+    b, _ = coloured(data.images[second], generator, colours=others)
     return Pairs(a, b, labels)
 
 

@@ -60,6 +60,8 @@ def retained_share(
     """
     if factors.ndim != 3 or factors.shape[-1] != len(FACTORS) or len(factors) < 2:
         reject("factors", "shape (n > 1, m, 8)", tuple(factors.shape))
+    if everything.ndim != 2 or everything.shape[-1] != len(FACTORS) or len(everything) < 2:
+        reject("everything", "shape (k > 1, 8)", tuple(everything.shape))
     within, total = _spreads(factors), _spreads(everything[:, None])
     return {name: float(1 - within[name] / total[name]) for name in CONCEPTS}
 
@@ -96,10 +98,6 @@ def nearest(
     """
     if not whole("k", k) <= len(bank):
         reject("k", f"at most the {len(bank)} rows of the bank", k)
-    square = bank.square().sum(1)
-    found = []
-    for rows in z.split(CHUNK):
-        d2 = square - 2 * rows @ bank.mT + rows.square().sum(1, keepdim=True)
-        found.append(d2.topk(k, largest=False))
+    found = [torch.cdist(rows, bank).topk(k, largest=False) for rows in z.split(CHUNK)]
     index = torch.cat([f.indices for f in found]).mT
-    return index, torch.cat([f.values[:, -1] for f in found]).clamp(min=0).sqrt()
+    return index, torch.cat([f.values[:, -1] for f in found])

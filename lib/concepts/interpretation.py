@@ -25,6 +25,7 @@ from lib.bijections.spline import RationalQuadratic
 from lib.checks import number, reject, whole
 from lib.flows.flow import Flow
 from lib.flows.recipes import coupling_flow
+from lib.noise import normal_like
 from lib.training import History, fit
 
 REST = "rest"
@@ -299,6 +300,5 @@ class Interpretation(nn.Module):
 def _draw(batch: tuple, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Both codes of each pair, with noise, and the labels."""
     a, b, labels, *sd = batch
-    options = {"generator": generator, "dtype": a.dtype, "device": a.device}
-    a, b = (z + w * torch.randn(z.shape, **options) for z, w in zip((a, b), sd, strict=True))
+    a, b = (z + w * normal_like(z, generator) for z, w in zip((a, b), sd, strict=True))
     return a, b, labels

@@ -22,6 +22,7 @@ from lib.checks import number, reject, whole
 from lib.inverse.conditional import ConditionalFlow
 from lib.inverse.solver import spread
 from lib.nets import MLP
+from lib.noise import normal_like
 from lib.training import History, fit
 
 
@@ -144,18 +145,20 @@ class Invariances(nn.Module):
         self.solver.flow.initialise(zbar[torch.cat(parts)], torch.cat(context))
 
     def _regress(self, summary: Tensor, rows: list[Tensor], steps: int, seed: int) -> None:
+        """Least squares of the summary on the embeddings; what the heads learn is dropped."""
         wanted = (summary - summary.mean(0)) / spread(summary)
+        rows = [self._standard(k, z) for k, z in enumerate(rows)]
         heads = nn.ModuleList(
             nn.Linear(e.last.out_features, wanted.shape[1]) for e in self.embeddings
         )
         both = nn.ModuleList([self.embeddings, heads]).to(wanted)
 
         def loss(both: nn.ModuleList, batch: tuple, generator: torch.Generator) -> Tensor:
-            found = [
-                h(self._embed(k, z, generator))
-                for k, (h, z) in enumerate(zip(both[1], batch[1:], strict=True))
+            errors = [
+                head(embedding(self._blur(z, generator))) - batch[0]
+                for embedding, head, z in zip(*both, batch[1:], strict=True)
             ]
-            return sum((f - batch[0]).square().mean() for f in found)
+            return sum(error.square().mean() for error in errors)
 
         options = {"lr": 3e-3, "schedule": "cosine", "batch_size": min(256, len(wanted))}
         fit(both, loss, (wanted, *rows), steps=steps, seed=seed, **options)
@@ -206,8 +209,8 @@ class Invariances(nn.Module):
 
             v' = sqrt(1 - step^2) v + step xi ,   xi ~ N(0, I)
 
-        leaves N(0, I) as it is, so the flow only shapes the steps: the limit does not depend on
-        how well it was trained.
+        leaves N(0, I) as it is. Given `log_prior`, the flow only shapes the steps, and the limit
+        does not depend on how well it was trained; without, p(zbar) is the flow's own law given z.
 
         Args:
             name: of the representation.
@@ -222,11 +225,12 @@ class Invariances(nn.Module):
 
         Raises:
             ValueError: shapes that do not fit, a tolerance or step that is not positive, a step
-                above one.
+                above one, steps below one.
 
         Source: proposals: Cotter, Roberts, Stuart and White (2013), MCMC methods for functions.
         """
         tolerance, step = number("tolerance", tolerance), number("step", step)
+        steps = whole("steps", steps)
         if step > 1:
             reject("step", "at most 1", step)
         if draws.shape[1:] != (*z.shape[:-1], self.solver.features):
@@ -247,16 +251,17 @@ class Invariances(nn.Module):
 
         v = flow(draws.flatten(0, -2), context)[0]
         code, gap, log_weight = judge(v)
-        options = {"generator": generator, "dtype": v.dtype, "device": v.device}
-        widths = torch.logspace(math.log10(max(0.3, tolerance)), math.log10(tolerance), steps)
-        for eps in widths.tolist():
-            proposal = math.sqrt(1 - step**2) * v + step * torch.randn(v.shape, **options)
+        # From the end, so that a single step has the tolerance that was asked for.
+        widths = torch.logspace(math.log10(tolerance), math.log10(max(0.3, tolerance)), steps)
+        for eps in widths.flip(0).tolist():
+            proposal = math.sqrt(1 - step**2) * v + step * normal_like(v, generator)
             other, other_gap, other_weight = judge(proposal)
             now = log_weight - gap / (2 * eps**2)
             then = other_weight - other_gap / (2 * eps**2)
             # A chain that starts outside of the support takes the first step into it.
-            better = torch.where(now.isinf(), then > -torch.inf, False)
-            accept = better | (torch.rand(gap.shape, **options).log() < then - now)
+            entered = now.isinf() & (then > -torch.inf)
+            u = torch.rand(gap.shape, generator=generator, dtype=gap.dtype, device=gap.device)
+            accept = entered | (u.log() < then - now)
             v = torch.where(accept[:, None], proposal, v)
             code = torch.where(accept[:, None], other, code)
             gap, log_weight = (
@@ -279,8 +284,12 @@ class Invariances(nn.Module):
         return z
 
     def _embed(self, k: int, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        z = (z - self.get_buffer(f"mean_{k}")) / self.get_buffer(f"sd_{k}")
-        if generator is not None:
-            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-            z = z + self.noise * noise
-        return self.embeddings[k](z)
+        """The embedding of z; with a generator, of z with the noise of the training."""
+        z = self._standard(k, z)
+        return self.embeddings[k](z if generator is None else self._blur(z, generator))
+
+    def _standard(self, k: int, z: Tensor) -> Tensor:
+        return (z - self.get_buffer(f"mean_{k}")) / self.get_buffer(f"sd_{k}")
+
+    def _blur(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        return z + self.noise * normal_like(z, generator)

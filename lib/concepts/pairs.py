@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lib.checks import number, reject, whole
-from lib.data.shapes import CONCEPTS, FACTORS, Shapes
-
-UPRIGHT = {name: CONCEPTS[name] for name in ("shape", "position", "size", "colour")}
+from lib.data.shapes import Shapes
 
 
 class Pairs(NamedTuple):
@@ -29,24 +27,12 @@ class Pairs(NamedTuple):
     labels: Int[Tensor, " n"]
 
 
-class Upright(Shapes):
-    """Shapes that do not turn: the factor `turn` is zero."""
-
-    def sample(
-        self, n: int, generator: torch.Generator | None = None, *, bias: float = 0.0
-    ) -> Float[Tensor, "n 8"]:
-        """Factors as those of `Shapes`, without a turn."""
-        factors = super().sample(n, generator, bias=bias)
-        factors[:, FACTORS.index("turn")] = 0
-        return factors
-
-
 def shape_pairs(
     world: Shapes,
     n: int,
     generator: torch.Generator | None = None,
     *,
-    concepts: Mapping[str, Sequence[int]] = UPRIGHT,
+    concepts: Mapping[str, Sequence[int]] | None = None,
     labels: Int[Tensor, " n"] | None = None,
     all_but: float = 0.5,
     weights: Sequence[float] | None = None,
@@ -57,7 +43,7 @@ def shape_pairs(
         world: whose factors are drawn.
         n: how many pairs.
         generator: source of randomness, on the device of the world.
-        concepts: columns of the factors that belong to each concept.
+        concepts: columns of the factors that belong to each concept; None takes those of the world.
         labels: of the pairs; None draws them.
         all_but: probability that all but the concept is shared, where labels are drawn.
         weights: how often each concept is drawn, up to a factor; None is equally often.
@@ -67,6 +53,7 @@ def shape_pairs(
             one positive number for each concept, labels of another length or of concepts that
             there are not.
     """
+    concepts = world.concepts if concepts is None else concepts
     flat = [column for columns in concepts.values() for column in columns]
     if not concepts or not all(0 <= column < world.features for column in flat):
         reject("concepts", f"columns below {world.features}, by name", dict(concepts))

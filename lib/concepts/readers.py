@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lib.checks import whole
 from lib.data.shapes import FACTORS, Shapes
+from lib.noise import normal_like
 from lib.training import History, fit
 
 
@@ -85,19 +86,17 @@ class ShapeReader(nn.Module):
         steps: int = 2000,
         batch_size: int = 128,
         noise: float = 0.02,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
         lr: float = 3e-3,
+        seed: int = 0,
     ) -> History:
         """Train on `n` fresh pictures, with pixel noise of the given standard deviation."""
         generator = torch.Generator(self.world.device).manual_seed(seed)
         factors = self.world.sample(n, generator)
-        data = self.world.render(factors).to(device), factors.to(device)
+        data = self.world.render(factors), factors
 
         def loss(reader: ShapeReader, batch: tuple, generator: torch.Generator) -> dict:
             pictures, factors = batch
-            blur = torch.randn(pictures.shape, generator=generator, device=pictures.device)
-            out = reader(pictures + noise * blur)
+            out = reader(pictures + noise * normal_like(pictures, generator))
             square = (out - reader.world.embed(factors))[:, 3:].square().mean(0)
             return {
                 "shape": cross_entropy(out[:, :3], factors[:, 0].long()) / 2,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.checks import number, reject, whole
-from lib.concepts.pairs import UPRIGHT
+from lib.data.shapes import UPRIGHT
 
 Values = Mapping[str, Tensor]
 

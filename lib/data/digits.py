@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lib.bijections.image import Dequantise
 from lib.checks import number, reject, whole
+
+LEVELS = 17  # of a pixel
 
 
 @dataclass(frozen=True)
@@ -87,34 +90,44 @@ def coloured(
     generator: torch.Generator | None = None,
     *,
     colours: Float[Tensor, "n 3"] | None = None,
-    dark: float = 0.2,
 ) -> tuple[Float[Tensor, "n 3 8 8"], Float[Tensor, "n 3"]]:
     """Digits in one colour each on black, and the colours.
 
-    Integers become numbers by uniform noise, one draw for each pixel, x = (v + u) / 17; one draw
-    for an image would leave a lattice, on which a density is infinite.
+    Integers become numbers by `Dequantise`, one draw for each pixel; one draw for an image would
+    leave a lattice, on which a density is infinite.
 
     Args:
         images: integers 0..16.
         generator: source of noise and colours, on the device of the images.
-        colours: red, green and blue in [0, 1]; None draws them uniform on [dark, 1].
-        dark: lower end of the colours that are drawn.
+        colours: red, green and blue in [0, 1]; None draws them by `inks`.
 
     Raises:
         ValueError: integers above 16, colours for another number of images or outside [0, 1].
     """
-    if images.numel() and int(images.max()) > 16:
-        reject("images", "integers of at most 16", int(images.max()))
-    if not 0 <= number("dark", dark, zero=True) < 1:
-        reject("dark", "a number in [0, 1)", dark)
-    options = {"generator": generator, "device": images.device}
     if colours is None:
-        colours = dark + (1 - dark) * torch.rand(len(images), 3, **options)
+        colours = inks(len(images), generator, device=images.device)
     if colours.shape != (len(images), 3):
         reject("colours", f"shape ({len(images)}, 3)", tuple(colours.shape))
     if colours.numel() and not 0 <= float(colours.min()) <= float(colours.max()) <= 1:
         reject(
             "colours", "numbers in [0, 1]", f"{float(colours.min()):g} to {float(colours.max()):g}"
         )
-    noise = torch.rand(images.shape, dtype=colours.dtype, **options)
-    return (images + noise) / 17 * colours[:, :, None, None], colours
+    grey = Dequantise(LEVELS).dequantise(images, generator)
+    return grey * colours[:, :, None, None], colours
+
+
+def inks(
+    n: int,
+    generator: torch.Generator | None = None,
+    *,
+    dark: float = 0.2,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "n 3"]:
+    """Colours, uniform on [dark, 1] in each channel.
+
+    Raises:
+        ValueError: `n` below one, `dark` outside [0, 1).
+    """
+    if not 0 <= number("dark", dark, zero=True) < 1:
+        reject("dark", "a number in [0, 1)", dark)
+    return dark + (1 - dark) * torch.rand(whole("n", n), 3, generator=generator, device=device)

@@ -20,6 +20,7 @@ CONCEPTS = {
     "size": (4,),
     "colour": (5, 6, 7),
 }
+UPRIGHT = {name: columns for name, columns in CONCEPTS.items() if name != "turn"}
 _LOW = (0.0, -0.35, -0.35, 0.0, 0.25, 0.2, 0.2, 0.2)
 _HIGH = (3.0, 0.35, 0.35, 1.0, 0.42, 1.0, 1.0, 1.0)
 _SPREAD = 0.1  # of the shape around 0.5, 1.5 and 2.5
@@ -42,12 +43,14 @@ class Shapes:
     Args:
         side: pixels of a side.
         edge: width of the soft edge, a scale of the logistic function; half a pixel by default.
+        upright: whether nothing turns, the turn being 0.
         dtype: of the factors that are drawn.
         device: of the factors that are drawn.
 
     Attributes:
         low: lower ends of the box, ``(8,)``, in the order of `FACTORS`.
         high: upper ends.
+        concepts: columns of the factors by concept, without the turn where nothing turns.
 
     Raises:
         ValueError: sides below two, an edge that is not positive, a dtype that is not floating.
@@ -60,11 +63,14 @@ class Shapes:
         side: int = 16,
         *,
         edge: float | None = None,
+        upright: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self.side = whole("side", side, low=2)
         self.edge = 1 / self.side if edge is None else number("edge", edge)
+        self.upright = upright
+        self.concepts = UPRIGHT if upright else CONCEPTS
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             reject("dtype", "a floating-point dtype", dtype)
         self.dtype, self.device = dtype, torch.device(device)
@@ -100,10 +106,15 @@ class Shapes:
         swapped = colour.scatter(1, largest, colour.gather(1, own))
         swapped = swapped.scatter(1, own, colour.gather(1, largest))
         decided = torch.rand(n, 1, **options) < bias
-        return torch.cat([factors[:, :5], torch.where(decided, swapped, colour)], 1)
+        factors[:, 5:] = torch.where(decided, swapped, colour)
+        if self.upright:
+            factors[:, 3] = 0
+        return factors
 
     def log_prob(self, factors: Float[Tensor, "*batch 8"]) -> Float[Tensor, "*batch"]:
         """log p of factors without bias: a constant where they can be, -inf elsewhere.
+
+        Where nothing turns, it is the density of the seven others.
 
         Raises:
             ValueError: another last dimension.
@@ -112,7 +123,9 @@ class Shapes:
         low, high = self.low.to(factors), self.high.to(factors)
         near = (factors[..., 0] % 1 - 0.5).abs() <= _SPREAD
         inside = near & ((factors >= low) & (factors < high)).all(-1)
-        log_volume = (high - low).log().sum() + math.log(2 * _SPREAD)
+        if self.upright:
+            inside &= factors[..., 3] == 0  # the turn's interval has length 1: its log is 0
+        log_volume = (high - low)[1:].log().sum() + math.log(3 * 2 * _SPREAD)
         return torch.where(inside, -log_volume, -math.inf)
 
     def embed(self, factors: Float[Tensor, "*batch 8"]) -> Float[Tensor, "*batch 11"]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lib.checks import whole
-from lib.inverse.solver import Solver, Standardised, normal_like
+from lib.inverse.solver import Solver, Standardised
 from lib.nets import MLP
+from lib.noise import normal_like
 
 LOG_2PI = math.log(2 * math.pi)
 

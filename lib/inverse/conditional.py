@@ -22,8 +22,9 @@ from lib.bijections import (
 )
 from lib.checks import number, reject, whole
 from lib.flows import Flow
-from lib.inverse.solver import Solver, normal_like, spread
+from lib.inverse.solver import Solver, spread
 from lib.nets import check_network
+from lib.noise import normal_like
 
 KINDS = ("affine", "spline")
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from lib.bijections import Compose, Coupling, LULinear, Permutation
 from lib.checks import number, reject, whole
 from lib.inverse.conditional import scalar_of
-from lib.inverse.solver import Standardised, normal_like
+from lib.inverse.solver import Standardised
 from lib.metrics import inverse_multiquadratic, mmd_loss
 from lib.metrics.two_sample import Kernel
+from lib.noise import normal_like
 
 WEIGHTS = {"fit": 3.0, "latent": 300.0, "input": 400.0, "reconstruction": 3.0}
 OBJECTIVES = ("mmd", "likelihood")

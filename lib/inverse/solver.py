@@ -191,11 +191,6 @@ class Solver(nn.Module):
         return x.to(self.y_mean), y.to(self.y_mean)
 
 
-def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal draws with the shape, dtype and device of `x`."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-
-
 class Standardised(Solver):
     """A solver that also sees x standardised, and turns its answers back."""
 

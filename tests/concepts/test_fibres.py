@@ -72,6 +72,7 @@ def test_nearest_is_brute_force(generator, dtype):
         (lambda: fibre_ratio(torch.zeros(2, 3, 4), torch.zeros(3, 4)), "z"),
         (lambda: retained_share(torch.zeros(1, 3, 8), torch.zeros(9, 8)), "factors"),
         (lambda: retained_share(torch.zeros(5, 3, 7), torch.zeros(9, 8)), "factors"),
+        (lambda: retained_share(torch.zeros(5, 3, 8), torch.zeros(9, 7)), "everything"),
         (lambda: nearest(torch.zeros(3, 2), torch.zeros(4, 2), 5), "k"),
     ],
 )

@@ -132,6 +132,10 @@ def test_devices(device):
             "tolerance",
         ),
         (
+            lambda m: m.refine("sum", torch.zeros(4, 3, 2), torch.zeros(3, 1), torch.sum, steps=0),
+            "steps",
+        ),
+        (
             lambda m: m.refine("sum", torch.zeros(4, 3, 2), torch.zeros(3, 1), torch.sum, step=2.0),
             "step",
         ),

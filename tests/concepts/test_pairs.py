@@ -1,14 +1,8 @@
 import pytest
 import torch
 
-from lib.concepts.pairs import UPRIGHT, Upright, class_pairs, draw_labels, shape_pairs
-from lib.data.shapes import CONCEPTS, Shapes
-
-
-def test_upright_shapes_do_not_turn(generator):
-    factors = Upright().sample(100, generator)
-    assert factors[:, 3].abs().max() == 0
-    assert factors[:, [0, 1, 2, 4, 5, 6, 7]].std(0).min() > 0.01
+from lib.concepts.pairs import class_pairs, draw_labels, shape_pairs
+from lib.data.shapes import CONCEPTS, UPRIGHT, Shapes
 
 
 @pytest.mark.parametrize("concepts", [UPRIGHT, CONCEPTS])
@@ -25,6 +19,14 @@ def test_pairs_share_what_their_label_says_and_nothing_else(concepts, dtype, dev
             assert (a[rows][:, other] != b[rows][:, other]).all()
     assert a.dtype == b.dtype == dtype
     assert (b >= world.low).all() and (b < world.high).all()  # noqa: PT018
+
+
+def test_pairs_take_the_concepts_of_their_world(generator):
+    labels = torch.full((200,), 4)
+    a, b, _ = shape_pairs(Shapes(upright=True), 200, generator, labels=labels)
+    assert torch.equal(a[:, 5:], b[:, 5:])  # the fourth is the colour, where nothing turns
+    a, b, _ = shape_pairs(Shapes(), 200, generator, labels=labels)
+    assert torch.equal(a[:, 4], b[:, 4])  # and the size, where things do
 
 
 def test_label_zero_shares_nothing(generator):
@@ -74,7 +76,7 @@ def test_members_of_a_class_are_paired(generator):
 )
 def test_bad_arguments_are_refused(options, name, unchecked):
     with pytest.raises(ValueError, match=rf"^{name}: expected"):
-        shape_pairs(Shapes(), 3, **options)
+        shape_pairs(Shapes(upright=True), 3, **options)
 
 
 def test_nothing_cannot_be_paired(unchecked):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lib.concepts.pairs import Upright
 from lib.concepts.swaps import explained, known, shape_values, swap_scores
+from lib.data.shapes import Shapes
 
 
 def people(n, generator, dtype=torch.float32):
@@ -68,7 +68,7 @@ def test_explained_is_accuracy_or_r2(dtype):
 
 
 def test_values_of_shapes(generator):
-    factors = Upright().sample(10, generator)
+    factors = Shapes(upright=True).sample(10, generator)
     values = shape_values(factors)
     assert list(values) == ["shape", "position", "size", "colour"]
     assert torch.equal(values["shape"], factors[:, 0].long())

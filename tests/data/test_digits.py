@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lib.data.digits import coloured, digits
+from lib.data.digits import coloured, digits, inks
 
 
 def in_order(table):
@@ -95,8 +95,6 @@ def test_noise_differs_from_pixel_to_pixel_and_is_uniform(generator):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"dark": 1.0}, "dark"),
-        ({"dark": -0.1}, "dark"),
         ({"colours": torch.ones(3, 3)}, "colours"),
         ({"colours": 2 * torch.ones(2, 3)}, "colours"),
     ],
@@ -104,6 +102,12 @@ def test_noise_differs_from_pixel_to_pixel_and_is_uniform(generator):
 def test_bad_colours_are_refused(options, name, unchecked):
     with pytest.raises(ValueError, match=rf"^{name}: expected"):
         coloured(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), **options)
+
+
+@pytest.mark.parametrize("dark", [1.0, -0.1])
+def test_inks_of_no_colour_are_refused(dark, unchecked):
+    with pytest.raises(ValueError, match=r"^dark: expected"):
+        inks(3, dark=dark)
 
 
 def test_pixels_above_sixteen_are_refused(unchecked):

@@ -44,6 +44,18 @@ def test_density_is_constant_where_samples_are_and_integrates_to_one(world, gene
     assert world.log_prob(at(world, shape=0.9)) == -math.inf
 
 
+def test_an_upright_world_does_not_turn(generator):
+    world = Shapes(upright=True, dtype=torch.float64)
+    factors = world.sample(100, generator)
+    assert factors[:, 3].abs().max() == 0
+    assert factors[:, [0, 1, 2, 4, 5, 6, 7]].std(0).min() > 0.01
+    assert "turn" not in world.concepts
+    # The turn is uniform on an interval of length one, so that its density is one.
+    assert torch.equal(world.log_prob(factors), Shapes(dtype=torch.float64).log_prob(factors))
+    factors[:, 3] = 0.5
+    assert (world.log_prob(factors) == -math.inf).all()
+
+
 @pytest.mark.parametrize("shape", [0.5, 1.5, 2.5])
 def test_all_shapes_have_the_area_of_the_disc(shape):
     fine = Shapes(256, edge=1e-3, dtype=torch.float64)
