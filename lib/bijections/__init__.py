@@ -21,6 +21,7 @@ from lib.bijections.image import (
     bits_per_dim,
 )
 from lib.bijections.linear import ActNorm, LULinear, Orthogonal, Permutation
+from lib.bijections.ode import ODE
 from lib.bijections.planar import Planar
 from lib.bijections.radial import Radial
 from lib.bijections.scalar import Elementwise, ScalarMap, ScaleShift, Shift
@@ -30,6 +31,7 @@ from lib.bijections.sylvester import Sylvester
 
 __all__ = [
     "MADE",
+    "ODE",
     "ActNorm",
     "Affine",
     "Autoregressive",

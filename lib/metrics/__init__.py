@@ -5,6 +5,7 @@ Every metric of this package returns a `Measured`: the value, the floor, and the
 
 from lib.metrics.divergence import kl_divergence
 from lib.metrics.measured import Measured
+from lib.metrics.transport import sliced_wasserstein, wasserstein
 from lib.metrics.two_sample import c2st, gaussian, inverse_multiquadratic, mmd, mmd_loss
 
 __all__ = [
@@ -15,4 +16,6 @@ __all__ = [
     "kl_divergence",
     "mmd",
     "mmd_loss",
+    "sliced_wasserstein",
+    "wasserstein",
 ]

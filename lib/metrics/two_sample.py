@@ -56,7 +56,7 @@ def mmd_loss(
 
     Source: Gretton, Borgwardt, Rasch, Schoelkopf and Smola (2012), lemma 6.
     """
-    _check(x, y)
+    check_samples(x=x, y=y)
     n, m = len(x), len(y)
     k_xx, k_yy, k_xy = (kernel(_products(*pair)) for pair in ((x, x), (y, y), (x, y)))
     if biased:
@@ -87,7 +87,7 @@ def mmd(
 
     Source: Gretton et al. (2012), lemma 6; the error: Sutherland et al. (2017), equation 5.
     """
-    _check(x, y)
+    check_samples(x=x, y=y)
     x, y = floating("x", x).double(), floating("y", y).double()
     n, m = len(x), len(y)
     top = float(kernel(x.new_zeros(1)))
@@ -132,7 +132,7 @@ def c2st(
     from sklearn.model_selection import KFold, cross_val_score
     from sklearn.neural_network import MLPClassifier
 
-    _check(x, reference)
+    check_samples(x=x, reference=reference)
     folds = whole("folds", folds, low=2)
     if len(x) != len(reference):
         reject("x", f"as many points as the reference, {len(reference)}", len(x))
@@ -171,10 +171,13 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
     return torch.addmm(xx[:, None] + yy, x, y.mT, alpha=-2).clamp(min=0)
 
 
-def _check(x: Tensor, y: Tensor) -> None:
-    for name, value in (("x", x), ("y", y)):
+def check_samples(**samples: Tensor) -> None:
+    """Refuse what is no sample of shape ``(n, features)``, or not as wide as the first one."""
+    first, *_ = samples
+    for name, value in samples.items():
         if not isinstance(value, Tensor) or value.ndim != 2 or len(value) < 2:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             reject(name, "a sample of shape (n, features), n at least 2", got)
-    if x.shape[1] != y.shape[1]:
-        reject("y", f"{x.shape[1]} features, as x", y.shape[1])
+        width = samples[first].shape[1]
+        if value.shape[1] != width:
+            reject(name, f"{width} features, as {first}", value.shape[1])

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import bijections as b
 from lib.bijections.scalar import CLAMPS
 from lib.flows import coupling_flow, glow
 from lib.inverse import LinearGaussian
+from lib.nets import MLP
 
 
 def normal(*event, scale=1.0):
@@ -73,6 +74,17 @@ MIXED = ("free", "linear", "circular")
 
 def couplings():
     return [b.Coupling(4, b.RationalQuadratic(4), hidden=(8,), swap=k % 2 == 1) for k in range(3)]
+
+
+class Velocity(nn.Module):
+    """A smooth velocity that reads the point, the time and one number of context."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = MLP(3, 2, (8,), context_features=1, activation="tanh")
+
+    def forward(self, x, t, context):
+        return self.network(torch.cat([x, t.expand(len(x), 1)], -1), context)
 
 
 CATALOGUE: dict[str, Entry] = {
@@ -225,6 +237,13 @@ CATALOGUE: dict[str, Entry] = {
     "simplex": Entry(lambda: b.Simplex(4), simplex(4), jacobian=False),
     "ball": Entry(lambda: b.Ball(3, 2.0), uniform(3, low=-1.1, high=1.1)),
     "segments": Entry(lambda: b.Segments(ROADS), on_roads, jacobian=False),
+    # --- ODE; at larger scales 40 steps leave more than the tolerances
+    "ODE": Entry(
+        lambda: b.ODE(Velocity(), (2,), times=torch.linspace(0, 0.5, 41), context_features=1),
+        normal(2),
+        compiles=False,
+        extreme=0.0,
+    ),
     # --- combinations
     "inverse of a stack": Entry(lambda: b.Inverse(b.Compose(couplings())), normal(4), 0.3),
     "seed: logit and radial": Entry(

@@ -11,6 +11,7 @@ from lib.data.targets import (
     Funnel,
     GaussianGrid,
     ManyWell,
+    Moons,
     PiecewiseUniform,
     Rings,
     Spirals,
@@ -33,6 +34,8 @@ LINE = [
 PLANE = [
     (TwoMoons, {}, (-3, 3)),
     (TwoMoons, {"radius": 1.0, "sigma": 0.15, "sharpness": 2.0}, (-3, 3)),
+    (Moons, {}, (-1.5, 2.5)),
+    (Moons, {"noise": 0.1, "scaled": True}, (-1.7, 1.7)),
     (Rings, {}, (-5, 5)),
     (Spirals, {}, (-8, 8)),
     (Spirals, {"mean": 0.0, "length": 1.0, "width": 0.5, "twist": -1.0}, (-8, 8)),
@@ -51,7 +54,7 @@ VECTOR = [
     (ManyWell, {}),
 ]
 ALL = [*LINE, *((cls, options) for cls, options, _ in PLANE), *VECTOR]
-UNBOUNDED = [TwoMoons, Rings, Spirals, GaussianGrid, Banana, Funnel, ManyWell]
+UNBOUNDED = [TwoMoons, Moons, Rings, Spirals, GaussianGrid, Banana, Funnel, ManyWell]
 COMPACT = [PiecewiseUniform, Beta, VonMises, CopulaBeta, Checkerboard]
 
 

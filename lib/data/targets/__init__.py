@@ -5,6 +5,7 @@
 
 from types import MappingProxyType
 
+from lib.data.targets.arcs import Moons
 from lib.data.targets.base import Target
 from lib.data.targets.compact import Beta, Checkerboard, CopulaBeta, PiecewiseUniform, VonMises
 from lib.data.targets.plane import GaussianGrid, Rings, Spirals, TwoMoons
@@ -22,6 +23,7 @@ __all__ = [
     "Funnel",
     "GaussianGrid",
     "ManyWell",
+    "Moons",
     "PiecewiseUniform",
     "Rings",
     "Spirals",
