@@ -13,6 +13,7 @@ from lib.book.page import (
     provenance,
     scale,
     show_source,
+    slides,
     start,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "provenance",
     "scale",
     "show_source",
+    "slides",
     "start",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -46,7 +47,13 @@ def _figure(renderer: Any, data: Any, facts: dict[str, Any]) -> nodes.figure:
     parser = renderer.renderer
     with parser.current_node_context(caption):
         parser.nested_render_text(facts["caption"], data.line or 0, inline=True)
-    return nodes.figure("", image, caption)
+    figure = nodes.figure("", image, caption)
+    if "slides" in facts:  # book/assets/slides.js makes a slider of it
+        figure["classes"].append("slides")
+        told = json.dumps(facts["slides"]).replace("<", "\\u003c")
+        script = f'<script type="application/json">{told}</script>'
+        figure.insert(0, nodes.raw("", script, format="html"))
+    return figure
 
 
 def _claim(text: str, facts: dict[str, Any]) -> nodes.container:

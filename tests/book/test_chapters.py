@@ -97,12 +97,12 @@ def test_solutions_are_hidden_in_the_book_and_folded_on_colab(chapter):
 
 
 def test_nothing_is_drawn_without_words(chapter):
-    """Figures go through lib.book.figure, which insists on alternative text and caption."""
+    """Figures go through `figure` or `slides`, which insist on alternative text and caption."""
     code = "\n".join(cells(chapter, "code"))
     assert "plt.show" not in code
     drawn = len(re.findall(r"plt\.(subplots|figure)\(", code))
     called = sum(
-        isinstance(node, ast.Call) and getattr(node.func, "id", "") == "figure"
+        isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("figure", "slides")
         for node in ast.walk(ast.parse(code))
     )
     assert called >= drawn >= 1
