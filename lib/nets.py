@@ -22,11 +22,13 @@ ACTIVATIONS = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
     "elu": nn.ELU,
+    "leaky": partial(nn.LeakyReLU, inplace=True),
+    "selu": nn.SELU,
 }
 
 
 def activation(name: str) -> nn.Module:
-    """A non-linearity by name: ``"relu"``, ``"silu"``, ``"tanh"`` or ``"elu"``."""
+    """A non-linearity by name: one of `ACTIVATIONS`."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         reject("activation", f"one of {', '.join(ACTIVATIONS)}", repr(name))
     return ACTIVATIONS[name]()

@@ -1,0 +1,319 @@
+"""What x_0 was, given x_t: a denoiser returns the mean (and perhaps covariance) of p(x_0 | x_t).
+
+All else follows from the mean. With x_t = alpha x_0 + sigma eps,
+
+    E[eps | x_t] = (x_t - alpha mean) / sigma ,    grad log q(x_t) = (alpha mean - x_t) / sigma^2 .
+
+The schedule of a denoiser can be exchanged: what it knows depends on the log-SNR alone, and x_t is
+brought to alpha^2 + sigma^2 = 1 first, here written (y, a, s).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lib.bijections.base import check_event
+from lib.checks import number, reject
+from lib.diffusion.schedules import Schedule, Time
+from lib.noise import normal_like
+
+Predicts = Literal["eps", "x0", "v", "score", "velocity", "edm"]
+Number = Tensor | float
+FAR = 40.0  # log-SNR beyond which a network sees no difference
+
+
+class Posterior(NamedTuple):
+    """p(x_0 | x_t).
+
+    Attributes:
+        mean: shape of x_t.
+        cov: ``(n, D, D)`` over flattened events, or None where it is not known.
+    """
+
+    mean: Tensor
+    cov: Tensor | None = None
+
+
+class Level(NamedTuple):
+    """A noise level in variance-preserving form: y = x / scale = a x_0 + s eps, a^2 + s^2 = 1."""
+
+    a: Number
+    s: Number
+    log_snr: Number
+    scale: Number
+
+
+class Denoiser(nn.Module):
+    """p(x_0 | x_t) at any time of a schedule. A subclass writes `_posterior`.
+
+    Attributes:
+        schedule: what t means.
+        event_shape: sizes of one data point.
+    """
+
+    schedule: Schedule
+    event_shape: tuple[int, ...]
+
+    def forward(
+        self, x: Float[Tensor, "n *event"], t: Time, label: Tensor | None = None
+    ) -> Posterior:
+        """Mean, and covariance where it is known, of x_0 given x_t.
+
+        Args:
+            x: x_t, of the kind that the schedule says.
+            t: one time in [0, 1], or one for each row; integers are steps.
+            label: classes, ``(n,)``, -1 for none, where the denoiser knows classes.
+
+        Raises:
+            ValueError: events of another shape or precision, times of another length or out of
+                range, a label for a denoiser that knows none.
+        """
+        check_event("x", x, self.event_shape)
+        if x.ndim != 1 + len(self.event_shape):
+            reject("x", f"shape (n, {', '.join(map(str, self.event_shape))})", tuple(x.shape))
+        weight = next(self.parameters(), x)
+        if weight.dtype != x.dtype:
+            reject("x", f"the precision of the network, {weight.dtype}", x.dtype)
+        level = self._rows(x, t)
+        found = self.posterior(x / level.scale, level, label)
+        end = torch.as_tensor(level.log_snr == math.inf, device=x.device)
+        if not bool(end.any()):
+            return found
+        mean = torch.where(end, x, found.mean)
+        cov = found.cov
+        return Posterior(mean, cov if cov is None else torch.where(end.view(-1, 1, 1), 0.0, cov))
+
+    def posterior(self, y: Tensor, level: Level, label: Tensor | None = None) -> Posterior:
+        """The same at a noise level, for y = x / scale; what the samplers call."""
+        if label is not None and not self.classes:
+            reject("label", "None, as this denoiser knows no classes", "labels")
+        return self._posterior(y, level, label)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, 0 where labels mean nothing."""
+        return 0
+
+    def noise(self, x: Tensor, t: Time, label: Tensor | None = None) -> Tensor:
+        """E[eps | x_t]."""
+        alpha, sigma = (self.schedule.like(v, x) for v in self.schedule.alpha_sigma(t))
+        return (x - alpha * self(x, t, label).mean) / sigma
+
+    def score(self, x: Tensor, t: Time, label: Tensor | None = None) -> Tensor:
+        """grad log q(x_t), by Tweedie's formula."""
+        return -self.noise(x, t, label) / self.schedule.like(self.schedule.sigma(t), x)
+
+    def on(self, schedule: Schedule) -> Denoiser:
+        """The same denoiser, with shared parameters, on another schedule."""
+        if not isinstance(schedule, Schedule):
+            reject("schedule", "a Schedule", type(schedule).__name__)
+        other = copy.copy(self)
+        other.schedule = schedule
+        return other
+
+    def _rows(self, x: Tensor, t: Time) -> Level:
+        """The level of each row, in the dtype of x."""
+        u = self.schedule.time(t).double()
+        alpha, sigma = self.schedule.alpha_sigma(u)
+        scale = (alpha.square() + sigma.square()).sqrt()
+        parts = (alpha / scale, sigma / scale, self.schedule.log_snr(u), scale)
+        return Level(*(self.schedule.like(part, x) for part in parts))
+
+    def _posterior(self, y: Tensor, level: Level, label: Tensor | None) -> Posterior:
+        raise NotImplementedError
+
+
+class NetworkDenoiser(Denoiser):
+    """A network that predicts noise, data, or a mixture of them; the mean is worked out from it.
+
+    With y = a x_0 + s eps and F = network(c_in y, c_noise), the mean of x_0 is
+
+        eps         (y - s F) / a                      Ho et al. (2020)
+        x0          F
+        v           a y - s F                          Salimans and Ho (2022)
+        score       (y + s^2 F) / a                    Song et al. (2021)
+        velocity    x - sigma F , x = alpha x_0 + sigma eps with alpha + sigma = 1: flow matching
+        edm         c_skip y + c_out F                 Karras et al. (2022), table 1
+                    c_skip = a sd^2 / d^2 ,  c_out = s sd / d ,  d^2 = a^2 sd^2 + s^2
+
+    c_in = 1 / d keeps the input at unit variance; c_noise = -log_snr / 8 is the log(sigma) / 4 of
+    Karras et al. Mean and standard deviation of the data are taken out first.
+
+    Args:
+        network: ``network(y, c_noise, label=None)`` of shapes (n, *event) and (n,) or (1,).
+        schedule: what t means.
+        event_shape: sizes of one data point.
+        predicts: what the network says.
+        sd: standard deviation of the data; 1 leaves c_in = 1.
+        spread: a network of the same signature for the covariance, with D (D + 1) / 2 outputs: a
+            lower triangle L with the logarithm of its diagonal, cov = c_out^2 L L'. Of Gaussian
+            data with standard deviation `sd`, the covariance is c_out^2 I.
+
+    Raises:
+        ValueError: an unknown `predicts`; "eps" or "score" on a schedule without signal at t = 1,
+            where they say nothing of x_0.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        event_shape: tuple[int, ...] | torch.Size,
+        *,
+        predicts: Predicts = "edm",
+        sd: float = 1.0,
+        spread: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            reject("schedule", "a Schedule", type(schedule).__name__)
+        if predicts not in ("eps", "x0", "v", "score", "velocity", "edm"):
+            reject("predicts", "'eps', 'x0', 'v', 'score', 'velocity' or 'edm'", repr(predicts))
+        self.network, self.spread = network, spread
+        self.event_shape, self.predicts = tuple(event_shape), predicts
+        self.sd = number("sd", sd)
+        self.schedule = self._check(schedule)
+
+    @property
+    def classes(self) -> int:
+        return getattr(self.network, "classes", 0)
+
+    def on(self, schedule: Schedule) -> Denoiser:
+        return super().on(self._check(schedule))
+
+    def _check(self, schedule: Schedule) -> Schedule:
+        if self.predicts in ("eps", "score") and float(schedule.log_snr(1.0)) == -math.inf:
+            reject(
+                "schedule",
+                f"some signal at t = 1 for a network that predicts {self.predicts}"
+                " (predict x0, v or edm to start from pure noise)",
+                "alpha(1) = 0",
+            )
+        return schedule
+
+    def slope(self, level: Level) -> Number:
+        """d mean / d F, by which an error of the network becomes one of the mean."""
+        a, s = level.a, level.s
+        if self.predicts == "velocity":
+            return s / (a + s)
+        if self.predicts == "edm":
+            return s * self.sd / self._size(level)
+        return {"eps": s / a, "x0": s**0, "v": s, "score": s * s / a}[self.predicts]
+
+    def _size(self, level: Level) -> Number:
+        """The standard deviation of y, for data with standard deviation `sd`."""
+        return ((level.a * self.sd) ** 2 + level.s**2) ** 0.5
+
+    def _posterior(self, y: Tensor, level: Level, label: Tensor | None) -> Posterior:
+        a, s, size = level.a, level.s, self._size(level)
+        c_noise = torch.as_tensor(level.log_snr, dtype=y.dtype, device=y.device)
+        c_noise = c_noise.clamp(-FAR, FAR).reshape(-1) / -8
+        inputs = (y / size, c_noise) if label is None else (y / size, c_noise, label)
+        F = self.network(*inputs)
+        if self.predicts == "x0":
+            mean = F
+        elif self.predicts == "v":
+            mean = a * y - s * F
+        elif self.predicts == "velocity":
+            mean = (y - s * F) / (a + s)
+        elif self.predicts == "edm":
+            mean = a * (self.sd / size) ** 2 * y + (s * self.sd / size) * F
+        else:
+            mean = (y - s * F) / a if self.predicts == "eps" else (y + s * s * F) / a
+        if self.spread is None:
+            return Posterior(mean)
+        L = triangle(self.spread(*inputs), math.prod(self.event_shape))
+        out = s * self.sd / size
+        out = out.reshape(-1, 1, 1) if isinstance(out, Tensor) else out
+        L = out * L
+        return Posterior(mean, L @ L.mT)
+
+    def loss(
+        self,
+        x: Float[Tensor, "n *event"],
+        t: Time,
+        generator: torch.Generator | None = None,
+        *,
+        weight: Literal["network", "simple", "min-snr"] = "network",
+        label: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Mean over the batch of w(t) |x_0 - mean|^2 / D, and the likelihood of the covariance.
+
+        Args:
+            x: data.
+            t: a time for each row (see `stratified_times`), or one for all.
+            generator: source of the noise.
+            weight: "network" is the plain error of what the network predicts; "simple" is the error
+                of the noise, w = SNR; "min-snr" is w = min(SNR, 5), which lets easy low noise not
+                dominate.
+            label: classes.
+
+        Returns:
+            ``{"mean": ...}``, and where there is a covariance ``"spread"``: the negative Gaussian
+            log-likelihood of x_0 - mean per dimension, which leaves the mean alone.
+
+        Raises:
+            ValueError: another weight.
+
+        Source: Ho et al. (2020), equation 14; min-SNR: Hang et al. (2023), equation 8.
+        """
+        level = self._rows(x, t)
+        y = level.a * x + level.s * normal_like(x, generator)
+        found = self.posterior(y, level, label)
+        snr = torch.as_tensor(level.a / level.s) ** 2
+        if weight == "network":
+            w = self.slope(level) ** -2
+        elif weight in ("simple", "min-snr"):
+            w = snr if weight == "simple" else snr.clamp(max=5.0)
+        else:
+            reject("weight", "'network', 'simple' or 'min-snr'", repr(weight))
+        error = x - found.mean
+        terms = {"mean": (w * error.square()).mean()}
+        if found.cov is not None:
+            r = error.detach().flatten(1)
+            L = torch.linalg.cholesky(found.cov)
+            white = torch.linalg.solve_triangular(L, r[..., None], upper=False)[..., 0]
+            log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            terms["spread"] = (white.square().sum(-1) / 2 + log_det).mean() / r.shape[1]
+        return terms
+
+
+def triangle(flat: Float[Tensor, "n _"], size: int) -> Float[Tensor, "n d d"]:
+    """A lower triangle from D (D + 1) / 2 numbers; the first D are logarithms of its diagonal."""
+    L = torch.diag_embed(flat[:, :size].clamp(-6, 3).exp())
+    row, column = torch.tril_indices(size, size, -1, device=flat.device)
+    L[:, row, column] = flat[:, size:]
+    return L
+
+
+def stratified_times(
+    n: int,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "n"]:
+    """Times in (0, 1), one in each n-th, in order: uniform each, of low variance together.
+
+    Source: Kingma et al. (2021), Variational diffusion models, appendix I.1.
+    """
+    u = torch.rand((), generator=generator, device=device, dtype=torch.float64)
+    places = torch.arange(n, device=device, dtype=torch.float64)
+    return ((u + places) / n).clamp(1e-7, 1).to(dtype)
+
+
+def random_steps(
+    n: int,
+    steps: int,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Independent integers 1..T: the times at which a sampler with T steps calls its network."""
+    return torch.randint(1, steps + 1, (n,), generator=generator, device=device)

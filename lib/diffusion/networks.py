@@ -1,0 +1,147 @@
+"""Networks that a denoiser can use: ``network(y, c_noise, label=None)`` with the shape of y.
+
+c_noise is the noise level, log(sigma / alpha) / 4, for each row or one for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lib.checks import reject, whole
+from lib.diffusion.schedules import Schedule
+from lib.nets import MLP, activation, wholes
+
+
+class NoiseFeatures(nn.Module):
+    """Sines and cosines of the noise level, and the level itself: one number becomes many.
+
+    Args:
+        count: frequencies, doubling from 1/2.
+    """
+
+    def __init__(self, count: int = 4) -> None:
+        super().__init__()
+        frequencies = math.pi / 2 * 2.0 ** torch.arange(whole("count", count))
+        self.register_buffer("frequencies", frequencies)
+        self.features = 1 + 2 * count
+
+    def forward(self, c_noise: Float[Tensor, "n"]) -> Float[Tensor, "n _"]:
+        turns = c_noise[:, None] * self.frequencies.to(c_noise)
+        return torch.cat([c_noise[:, None], turns.cos(), turns.sin()], -1)
+
+
+class NoiseMLP(nn.Module):
+    """A fully connected network that is told the noise level, and the class, in every layer.
+
+    Each hidden layer is activation(W h + b + U e), with e the features of the noise level.
+
+    Args:
+        features: length of y.
+        out_features: length of the output; None for that of y.
+        hidden: widths of the hidden layers.
+        classes: number of classes; labels of -1 stand for none.
+        activation: between the layers.
+
+    Raises:
+        ValueError: sizes below one, an unknown activation.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        out_features: int | None = None,
+        hidden: Sequence[int] = (128, 128, 128),
+        *,
+        classes: int = 0,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        hidden = wholes("hidden", hidden, low=1)
+        self.classes = whole("classes", classes, low=0)
+        self.noise = NoiseFeatures()
+        told = self.noise.features + (self.classes + 1 if self.classes else 0)
+        sizes = [whole("features", features), *hidden]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self.told = nn.ModuleList(nn.Linear(told, size, bias=False) for size in hidden)
+        self.activation = _activation(activation)
+        self.last = nn.Linear(sizes[-1], features if out_features is None else out_features)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(
+        self,
+        y: Float[Tensor, "n d"],
+        c_noise: Float[Tensor, "_"],
+        label: Int[Tensor, "n"] | None = None,
+    ) -> Float[Tensor, "n _"]:
+        told = self.noise(c_noise)
+        if self.classes:
+            told = torch.cat([told.expand(len(y), -1), one_hot(label, self.classes, y)], -1)
+        for layer, tell in zip(self.layers, self.told, strict=True):
+            offset = layer.bias + tell(told)
+            if len(offset) == 1:  # one level for all rows: no more than a bias
+                y = linear(y, layer.weight, offset[0])
+            else:
+                y = linear(y, layer.weight).add_(offset)
+            y = self.activation(y)
+        return self.last(y)
+
+
+_activation = activation
+
+
+class OneHotMLP(nn.Module):
+    """The network of the guide that the chapter starts from, kept to compare with.
+
+    The step t = 1..T becomes one-hot, a linear map makes one number of it, and that number is one
+    more input: time can shift the first layer, and does nothing else. T is part of the network.
+
+    Args:
+        schedule: whose T steps are counted.
+        features: length of y.
+        hidden: widths.
+
+    Source: Elflein (2022), A practical guide to diffusion models.
+    """
+
+    def __init__(
+        self, schedule: Schedule, features: int = 2, hidden: Sequence[int] = (100, 100, 100, 20)
+    ) -> None:
+        super().__init__()
+        steps = torch.arange(1, schedule.steps + 1)
+        levels = schedule.log_snr(steps).clamp(-40, 40) / -8
+        self.register_buffer("levels", levels)
+        self.time = nn.Linear(schedule.steps, 1)
+        self.mlp = MLP(features + 1, features, hidden, activation="leaky")
+
+    def forward(
+        self, y: Float[Tensor, "n d"], c_noise: Float[Tensor, "_"], label: None = None
+    ) -> Float[Tensor, "n d"]:
+        middle = (self.levels[1:] + self.levels[:-1]) / 2
+        step = torch.bucketize(c_noise.double(), middle)  # 0..T-1
+        time = self.time.weight[0, step] + self.time.bias  # one-hot times a matrix is a column
+        return self.mlp(torch.cat([y, time.view(-1, 1).expand(len(y), 1)], -1))
+
+
+def one_hot(
+    label: Int[Tensor, "n"] | None, classes: int, like: Float[Tensor, "n *event"]
+) -> Float[Tensor, "n _"]:
+    """Labels as vectors of length classes + 1, whose first entry stands for no class (-1).
+
+    Raises:
+        ValueError: labels of another length, or outside -1..classes - 1.
+    """
+    if label is None:
+        label = torch.full((len(like),), -1, device=like.device)
+    if label.shape != like.shape[:1] or label.is_floating_point():
+        reject("label", f"{len(like)} integers", f"{label.dtype} of shape {tuple(label.shape)}")
+    if not torch.compiler.is_compiling() and not bool(((label >= -1) & (label < classes)).all()):
+        reject("label", f"-1..{classes - 1}", f"{int(label.min())} to {int(label.max())}")
+    return nn.functional.one_hot(label + 1, classes + 1).to(like)
