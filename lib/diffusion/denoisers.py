@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.bijections.base import check_event
-from lib.checks import number, reject
-from lib.diffusion.schedules import Schedule, Time
+from lib.checks import number, reject, whole
+from lib.diffusion.schedules import Schedule, Time, check_schedule
+from lib.nets import wholes
 from lib.noise import normal_like
 
 Predicts = Literal["eps", "x0", "v", "score", "velocity", "edm"]
@@ -72,14 +73,9 @@ class Denoiser(nn.Module):
 
         Raises:
             ValueError: events of another shape or precision, times of another length or out of
-                range, a label for a denoiser that knows none.
+                range, labels that are no classes of this denoiser.
         """
-        check_event("x", x, self.event_shape)
-        if x.ndim != 1 + len(self.event_shape):
-            reject("x", f"shape (n, {', '.join(map(str, self.event_shape))})", tuple(x.shape))
-        weight = next(self.parameters(), x)
-        if weight.dtype != x.dtype:
-            reject("x", f"the precision of the network, {weight.dtype}", x.dtype)
+        self.check(x)
         level = self._rows(x, t)
         found = self.posterior(x / level.scale, level, label)
         end = torch.as_tensor(level.log_snr == math.inf, device=x.device)
@@ -91,9 +87,24 @@ class Denoiser(nn.Module):
 
     def posterior(self, y: Tensor, level: Level, label: Tensor | None = None) -> Posterior:
         """The same at a noise level, for y = x / scale; what the samplers call."""
-        if label is not None and not self.classes:
-            reject("label", "None, as this denoiser knows no classes", "labels")
+        if label is not None:
+            self.check_label(label, len(y))
         return self._posterior(y, level, label)
+
+    def check(self, x: Tensor) -> None:
+        """Whether x is a batch of events in the precision of the network."""
+        check_event("x", x, self.event_shape)
+        if x.ndim != 1 + len(self.event_shape):
+            reject("x", f"shape (n, {', '.join(map(str, self.event_shape))})", tuple(x.shape))
+        weight = next(self.parameters(), x)
+        if weight.dtype != x.dtype:
+            reject("x", f"the precision of the network, {weight.dtype}", x.dtype)
+
+    def check_label(self, label: Tensor, n: int) -> None:
+        """Whether labels are n classes of this denoiser, or -1."""
+        if not self.classes:
+            reject("label", "None, as this denoiser knows no classes", "labels")
+        check_label(label, n, self.classes)
 
     @property
     def classes(self) -> int:
@@ -101,21 +112,25 @@ class Denoiser(nn.Module):
         return 0
 
     def noise(self, x: Tensor, t: Time, label: Tensor | None = None) -> Tensor:
-        """E[eps | x_t]."""
+        """E[eps | x_t], for t > 0."""
+        self.check(x)
+        self._noisy(t)
         alpha, sigma = (self.schedule.like(v, x) for v in self.schedule.alpha_sigma(t))
         return (x - alpha * self(x, t, label).mean) / sigma
 
     def score(self, x: Tensor, t: Time, label: Tensor | None = None) -> Tensor:
-        """grad log q(x_t), by Tweedie's formula."""
+        """grad log q(x_t), by Tweedie's formula, for t > 0."""
         return -self.noise(x, t, label) / self.schedule.like(self.schedule.sigma(t), x)
 
     def on(self, schedule: Schedule) -> Denoiser:
         """The same denoiser, with shared parameters, on another schedule."""
-        if not isinstance(schedule, Schedule):
-            reject("schedule", "a Schedule", type(schedule).__name__)
         other = copy.copy(self)
-        other.schedule = schedule
+        other.schedule = check_schedule(schedule)
         return other
+
+    def _noisy(self, t: Time) -> None:
+        if not torch.compiler.is_compiling() and not bool((self.schedule.time(t) > 0).all()):
+            reject("t", "times above 0, where there is noise", 0)
 
     def _rows(self, x: Tensor, t: Time) -> Level:
         """The level of each row, in the dtype of x."""
@@ -157,7 +172,7 @@ class NetworkDenoiser(Denoiser):
 
     Raises:
         ValueError: an unknown `predicts`; "eps" or "score" on a schedule without signal at t = 1,
-            where they say nothing of x_0.
+            where they say nothing of x_0; when called, outputs of another shape.
     """
 
     def __init__(
@@ -171,31 +186,29 @@ class NetworkDenoiser(Denoiser):
         spread: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(schedule, Schedule):
-            reject("schedule", "a Schedule", type(schedule).__name__)
         if predicts not in ("eps", "x0", "v", "score", "velocity", "edm"):
             reject("predicts", "'eps', 'x0', 'v', 'score', 'velocity' or 'edm'", repr(predicts))
+        for name, part in (("network", network), ("spread", spread)):
+            if not isinstance(part, nn.Module) and (part is not None or name == "network"):
+                reject(name, "a Module", type(part).__name__)
         self.network, self.spread = network, spread
-        self.event_shape, self.predicts = tuple(event_shape), predicts
+        self.event_shape = tuple(wholes("event_shape", event_shape, low=1))
+        self.predicts = predicts
         self.sd = number("sd", sd)
-        self.schedule = self._check(schedule)
+        self.schedule = self._with_signal(schedule)
 
     @property
     def classes(self) -> int:
         return getattr(self.network, "classes", 0)
 
     def on(self, schedule: Schedule) -> Denoiser:
-        return super().on(self._check(schedule))
+        return super().on(self._with_signal(schedule))
 
-    def _check(self, schedule: Schedule) -> Schedule:
-        if self.predicts in ("eps", "score") and float(schedule.log_snr(1.0)) == -math.inf:
-            reject(
-                "schedule",
-                f"some signal at t = 1 for a network that predicts {self.predicts}"
-                " (predict x0, v or edm to start from pure noise)",
-                "alpha(1) = 0",
-            )
-        return schedule
+    def _with_signal(self, schedule: Schedule) -> Schedule:
+        if self.predicts not in ("eps", "score"):
+            return check_schedule(schedule)
+        what = f"for a network that predicts {self.predicts} (predict x0, v or edm to start"
+        return with_signal(schedule, f"{what} from pure noise)")
 
     def slope(self, level: Level) -> Number:
         """d mean / d F, by which an error of the network becomes one of the mean."""
@@ -216,6 +229,8 @@ class NetworkDenoiser(Denoiser):
         c_noise = c_noise.clamp(-FAR, FAR).reshape(-1) / -8
         inputs = (y / size, c_noise) if label is None else (y / size, c_noise, label)
         F = self.network(*inputs)
+        if F.shape != y.shape:  # which broadcasting would hide
+            reject("network", f"an output of shape {tuple(y.shape)}", tuple(F.shape))
         if self.predicts == "x0":
             mean = F
         elif self.predicts == "v":
@@ -259,10 +274,14 @@ class NetworkDenoiser(Denoiser):
             log-likelihood of x_0 - mean per dimension, which leaves the mean alone.
 
         Raises:
-            ValueError: another weight.
+            ValueError: another weight, no data, t = 0, and what `forward` refuses.
 
         Source: Ho et al. (2020), equation 14; min-SNR: Hang et al. (2023), equation 8.
         """
+        self.check(x)
+        self._noisy(t)
+        if not len(x):
+            reject("x", "at least one point", "none")
         level = self._rows(x, t)
         y = level.a * x + level.s * normal_like(x, generator)
         found = self.posterior(y, level, label)
@@ -284,8 +303,29 @@ class NetworkDenoiser(Denoiser):
         return terms
 
 
+def with_signal(schedule: Schedule, what: str) -> Schedule:
+    """The schedule, if float32 can tell its last alpha from 0."""
+    if float(check_schedule(schedule).alpha_bar(1.0)) < torch.finfo(torch.float32).tiny:
+        got = f"alpha(1) = {float(schedule.alpha(1.0)):.3g}"
+        reject("schedule", f"some signal at t = 1 {what}", got)
+    return schedule
+
+
+def check_label(label: Tensor, n: int, classes: int, argument: str = "label") -> None:
+    """Whether labels are n integers in -1..classes - 1."""
+    if not isinstance(label, Tensor):
+        reject(argument, f"{n} integers in a tensor", type(label).__name__)
+    fits = label.shape == (n,) and label.dtype != torch.bool
+    if not fits or label.is_floating_point() or label.is_complex():
+        reject(argument, f"{n} integers", f"{label.dtype} of shape {tuple(label.shape)}")
+    if not torch.compiler.is_compiling() and not bool(((label >= -1) & (label < classes)).all()):
+        reject(argument, f"-1..{classes - 1}", f"{int(label.min())} to {int(label.max())}")
+
+
 def triangle(flat: Float[Tensor, "n _"], size: int) -> Float[Tensor, "n d d"]:
     """A lower triangle from D (D + 1) / 2 numbers; the first D are logarithms of its diagonal."""
+    if flat.shape[-1] != size * (size + 1) // 2:
+        reject("spread", f"{size * (size + 1) // 2} outputs", flat.shape[-1])
     L = torch.diag_embed(flat[:, :size].clamp(-6, 3).exp())
     row, column = torch.tril_indices(size, size, -1, device=flat.device)
     L[:, row, column] = flat[:, size:]
@@ -303,6 +343,7 @@ def stratified_times(
 
     Source: Kingma et al. (2021), Variational diffusion models, appendix I.1.
     """
+    n = whole("n", n)
     u = torch.rand((), generator=generator, device=device, dtype=torch.float64)
     places = torch.arange(n, device=device, dtype=torch.float64)
     return ((u + places) / n).clamp(1e-7, 1).to(dtype)
@@ -316,4 +357,5 @@ def random_steps(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Independent integers 1..T: the times at which a sampler with T steps calls its network."""
+    n, steps = whole("n", n), whole("steps", steps)
     return torch.randint(1, steps + 1, (n,), generator=generator, device=device)

@@ -12,6 +12,7 @@ case C_k = 0: its denoiser is the network that remembers everything.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from lib.checks import floating, reject, whole
 from lib.data.targets.base import LOG_2PI
-from lib.diffusion.denoisers import Denoiser, Level, Posterior
-from lib.diffusion.schedules import Schedule, Time
+from lib.diffusion.denoisers import Denoiser, Level, Posterior, check_label
+from lib.diffusion.schedules import Schedule, Time, check_schedule
 from lib.metrics import Measured
 
 CHUNK = 2**21  # numbers in a table of points by components
@@ -66,9 +67,11 @@ class MixtureDenoiser(Denoiser):
         values, axes = torch.linalg.eigh(cov)
         if not torch.allclose(cov, cov.mT) or float(values.min()) < -1e-9 * float(values.max()):
             reject("covariances", "symmetric, positive semi-definite matrices", values)
-        if labels is not None and labels.shape != (count,):
-            reject("labels", f"shape ({count},)", tuple(labels.shape))
-        self.schedule, self.event_shape = schedule, (features,)
+        if labels is not None:
+            check_label(labels, count, count, "labels")
+            if labels.unique().tolist() != list(range(int(labels.max()) + 1)):
+                reject("labels", "every class of 0, 1, ... at least once", labels.unique().tolist())
+        self.schedule, self.event_shape = check_schedule(schedule), (features,)
         self.register_buffer("log_weights", (weights / weights.sum()).log())
         self.register_buffer("means", means)
         self.register_buffer("values", values.clamp(min=0))
@@ -95,11 +98,15 @@ class MixtureDenoiser(Denoiser):
         """log q(x_t) in nats, of the dtype of x; at t = 0 the density of the data.
 
         Raises:
-            ValueError: events of another shape, times out of range, t = 0 for a data set.
+            ValueError: what `forward` refuses; t = 0 for data on points or planes.
         """
+        self.check(x)
+        if label is not None:
+            self.check_label(label, len(x))
         level = self._rows(x, t)
-        if not bool((torch.as_tensor(level.s) > 0).all()) and not bool(self.values.max(1)[0].all()):
-            reject("t", "times above 0, as points have no density", 0)
+        flat = bool((self.values <= 1e-12 * self.values.max()).any())
+        if flat and not bool((torch.as_tensor(level.s) > 0).all()):
+            reject("t", "times above 0, as points and planes have no density", 0)
         y = (x / level.scale).double()
         scale = torch.as_tensor(level.scale).double()
         log_jacobian = -x.shape[1] * scale.log().reshape(-1)
@@ -125,6 +132,9 @@ class MixtureDenoiser(Denoiser):
         self, n: int, generator: torch.Generator | None = None, label: Tensor | None = None
     ) -> Float[Tensor, "n d"]:
         """Draws of the mixture itself, float64; of classes where labels ``(n,)`` are given."""
+        n = whole("n", n)
+        if label is not None:
+            self.check_label(label, n)
         log_w = self.log_weights.expand(n, -1)
         log_w = log_w if label is None else log_w + self._allowed(label)
         device = "cpu" if generator is None else generator.device
@@ -135,6 +145,10 @@ class MixtureDenoiser(Denoiser):
         own = 0 * k if len(self.axes) == 1 else k
         spread = self.axes[own] * self.values[own].sqrt()[:, None]
         return self.means[k] + (spread @ z.to(k.device)[..., None])[..., 0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixtureDenoiser:
+        """Follow `.to(device)`, but stay in float64."""
+        return super()._apply(lambda value: value.to(fn(value).device), recurse)
 
     def _noised(self, n: int, t: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Level]:
         x = self.sample(n, generator)
@@ -200,7 +214,7 @@ class MixtureDenoiser(Denoiser):
 
     def _parts(self, n: int) -> list[slice]:
         size = max(1, CHUNK // (len(self.means) * self.means.shape[1] ** 2))
-        return [slice(start, start + size) for start in range(0, n, size)]
+        return [slice(start, start + size) for start in range(0, max(n, 1), size)]
 
 
 def _part(value: Tensor | float, part: slice) -> Tensor | float:

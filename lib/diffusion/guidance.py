@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lib.checks import reject
-from lib.diffusion.denoisers import Denoiser, Level, Posterior
+from lib.checks import floating, reject
+from lib.diffusion.denoisers import Denoiser, Level, Posterior, with_signal
+from lib.diffusion.schedules import Schedule
 
 
 class Guided(Denoiser):
@@ -32,12 +34,15 @@ class Guided(Denoiser):
         super().__init__()
         if not isinstance(denoiser, Denoiser) or not denoiser.classes:
             reject("denoiser", "a Denoiser that knows classes", type(denoiser).__name__)
-        self.denoiser, self.weight = denoiser, float(weight)
+        self.denoiser, self.weight = denoiser, float(floating("weight", weight, ndim=0))
         self.schedule, self.event_shape = denoiser.schedule, denoiser.event_shape
 
     @property
     def classes(self) -> int:
         return self.denoiser.classes
+
+    def on(self, schedule: Schedule) -> Denoiser:
+        return super().on(self.denoiser.on(schedule).schedule)
 
     def _posterior(self, y: Tensor, level: Level, label: Tensor | None) -> Posterior:
         if label is None:
@@ -56,9 +61,13 @@ class ClassifierGuided(Denoiser):
 
     Args:
         denoiser: of all classes.
-        log_prob: ``log_prob(x, t, label) -> (n,)``, log p(label | x_t), differentiable in x, with t
-            one time or one for each row.
+        log_prob: ``log_prob(x, level, label) -> (n,)``, log p(label | x_t), differentiable in x,
+            with a `Level` whose parts are numbers, or columns ``(n, 1)`` of one for each row.
         weight: factor of the gradient; 1 is Bayes' rule.
+
+    Raises:
+        ValueError: no denoiser, no function; a schedule without signal at t = 1, where a classifier
+            has nothing to tell.
 
     Source: Dhariwal and Nichol (2021), algorithm 1.
     """
@@ -66,16 +75,25 @@ class ClassifierGuided(Denoiser):
     def __init__(
         self,
         denoiser: Denoiser,
-        log_prob: Callable[[Tensor, Tensor, Tensor], Tensor],
+        log_prob: Callable[[Tensor, Level, Tensor], Tensor],
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.denoiser, self.log_prob, self.weight = denoiser, log_prob, float(weight)
-        self.schedule, self.event_shape = denoiser.schedule, denoiser.event_shape
+        if not isinstance(denoiser, Denoiser):
+            reject("denoiser", "a Denoiser", type(denoiser).__name__)
+        if not callable(log_prob):
+            reject("log_prob", "a function of x, level and label", type(log_prob).__name__)
+        self.denoiser, self.log_prob = denoiser, log_prob
+        self.weight = float(floating("weight", weight, ndim=0))
+        self.schedule = with_signal(denoiser.schedule, "for a classifier")
+        self.event_shape = denoiser.event_shape
 
     @property
     def classes(self) -> int:
-        return 1  # whatever the classifier knows
+        return sys.maxsize  # whatever the classifier knows
+
+    def on(self, schedule: Schedule) -> Denoiser:
+        return super().on(with_signal(self.denoiser.on(schedule).schedule, "for a classifier"))
 
     def _posterior(self, y: Tensor, level: Level, label: Tensor | None) -> Posterior:
         if label is None:
@@ -83,7 +101,10 @@ class ClassifierGuided(Denoiser):
         mean = self.denoiser.posterior(y, level).mean
         with torch.enable_grad():
             x = (y * level.scale).detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.log_prob(x, level, label).sum(), x)
+            log_p = self.log_prob(x, level, label)
+            if not isinstance(log_p, Tensor) or not log_p.requires_grad:
+                reject("log_prob", "a function that is differentiable in x", "no gradient")
+            (slope,) = torch.autograd.grad(log_p.sum(), x)
         return Posterior(mean + self.weight * (level.s**2 / level.a) * level.scale * slope)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.bijections.ode import ODE
-from lib.checks import reject, whole
+from lib.checks import floating, reject, whole
 from lib.data.targets.base import LOG_2PI
 from lib.diffusion.denoisers import Denoiser, Level
 from lib.diffusion.samplers import Variance, kernel, levels
@@ -54,8 +54,9 @@ def probability_flow(
 ) -> Flow:
     """The denoiser as a continuous normalising flow, with samples and log-densities.
 
-    It runs from t = 1 / steps (below it, data are data) to t = 1, where the base is N(0, I). So it
-    is the density of data with that little noise, from a start with `MixtureDenoiser.mismatch`.
+    It runs from t = 1 / (steps + 1) (below it, data are data) to t = 1, where the base is N(0, I).
+    So it is the density of data with that little noise, from a start with
+    `MixtureDenoiser.mismatch`.
 
     Args:
         denoiser: of any schedule; its times are those of the grid.
@@ -65,11 +66,16 @@ def probability_flow(
         probes: of the latter.
         label: one class, for a denoiser that knows them.
 
+    Raises:
+        ValueError: no denoiser, a label that is no class, and what `ODE` refuses.
+
     Source: Song et al. (2021), section 4.3.
     """
-    schedule = denoiser.schedule
+    schedule = _check(denoiser).schedule
+    if label is not None:
+        denoiser.check_label(torch.as_tensor([label]), 1)
     grid = schedule.grid(whole("steps", steps) + 1)[:-1].flip(0)
-    angles = torch.atan((-schedule.log_snr(grid) / 2).exp())
+    angles = torch.atan((-schedule.log_snr(grid) / 2).exp()).unique()  # pi / 2 may repeat
     ode = ODE(
         Velocity(denoiser, label),
         denoiser.event_shape,
@@ -79,6 +85,12 @@ def probability_flow(
         probes=probes,
     )
     return Flow(ode)
+
+
+def _check(denoiser: Denoiser) -> Denoiser:
+    if not isinstance(denoiser, Denoiser):
+        reject("denoiser", "a Denoiser", type(denoiser).__name__)
+    return denoiser
 
 
 @dataclass(frozen=True)
@@ -122,12 +134,15 @@ def elbo(
         label: classes.
 
     Raises:
-        ValueError: "small", or a variance that needs a covariance which is not there.
+        ValueError: "small", or a variance that needs a covariance which is not there; no data, NaN,
+            and what the denoiser refuses.
 
     Source: Ho et al. (2020), equation 5.
     """
     if variance not in ("large", "learned", "full"):
         reject("variance", "'large', 'learned' or 'full'", repr(variance))
+    _check(denoiser).check(x)
+    floating("x", x)
     path = levels(denoiser.schedule, denoiser.schedule.grid(steps))
     size = math.prod(denoiser.event_shape)
     (_, first), terms = path[0], []

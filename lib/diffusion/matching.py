@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lib.bijections.base import check_event
 from lib.bijections.ode import ODE
-from lib.checks import reject, whole
+from lib.checks import floating, reject, whole
 from lib.diffusion.denoisers import stratified_times
 from lib.nets import MLP, check_network
 
@@ -61,9 +62,19 @@ class FlowMatching(nn.Module):
             network = _Joined(features, hidden, activation)
         self.network = network
 
-    def forward(self, x: Float[Tensor, "n d"], t: Tensor) -> Float[Tensor, "n d"]:
+    def forward(self, x: Float[Tensor, "n d"], t: Tensor | float) -> Float[Tensor, "n d"]:
         """The velocity at points and times: one time, or one for each row."""
-        return self.network(x, t.to(x).reshape(-1))
+        check_event("x", x, (self.features,))
+        weight = next(self.parameters(), x)
+        if weight.dtype != x.dtype:
+            reject("x", f"the precision of the network, {weight.dtype}", x.dtype)
+        t = torch.as_tensor(t).to(x).reshape(-1)
+        if x.ndim != 2 or len(t) not in (1, len(x)):
+            reject("t", f"one time or {len(x)} times, one for each row", tuple(t.shape))
+        velocity = self.network(x, t)
+        if velocity.shape != x.shape:  # which broadcasting would hide
+            reject("network", f"an output of shape {tuple(x.shape)}", tuple(velocity.shape))
+        return velocity
 
     def loss(
         self,
@@ -74,10 +85,9 @@ class FlowMatching(nn.Module):
         """The mean squared error of the velocity, over pairs and dimensions.
 
         Raises:
-            ValueError: batches of different shapes.
+            ValueError: batches of different shapes or precisions, empty ones.
         """
-        if source.shape != target.shape:
-            reject("target", f"shape {tuple(source.shape)}, as the source", tuple(target.shape))
+        _check_pair(source, target)
         if self.pairing == "optimal":
             source, target = optimal_pairs(source, target)
         n = len(source)
@@ -103,15 +113,34 @@ class _Joined(nn.Module):
         return self.mlp(torch.cat([x, t[:, None].expand(len(x), 1)], -1))
 
 
+def _check_pair(source: Tensor, target: Tensor) -> None:
+    check_event("source", source, ())
+    check_event("target", target, ())
+    if source.ndim < 2:
+        reject("source", "shape (n, *event)", tuple(source.shape))
+    if source.shape != target.shape:
+        reject("target", f"shape {tuple(source.shape)}, as the source", tuple(target.shape))
+    if source.dtype != target.dtype:
+        reject("target", f"{source.dtype}, as the source", target.dtype)
+    if not len(source):
+        reject("source", "at least one point", "none")
+
+
 def optimal_pairs(
     source: Float[Tensor, "n *event"], target: Float[Tensor, "n *event"]
 ) -> tuple[Float[Tensor, "n *event"], Float[Tensor, "n *event"]]:
     """Both batches, the target reordered to make the sum of squared distances smallest.
 
     Exact, by the assignment algorithm on the CPU.
+
+    Raises:
+        ValueError: batches of different shapes or precisions, empty ones, NaN.
     """
     from scipy.optimize import linear_sum_assignment
 
+    _check_pair(source, target)
+    for name, value in (("source", source), ("target", target)):
+        floating(name, value)
     a, b = source.flatten(1), target.flatten(1)
     cost = torch.cdist(a, b).square()
     _, order = linear_sum_assignment(cost.detach().cpu().numpy())

@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from lib.bijections.base import check_event
 from lib.checks import reject, whole
-from lib.diffusion.schedules import Schedule
+from lib.diffusion.denoisers import FAR, check_label
+from lib.diffusion.schedules import Schedule, check_schedule
 from lib.nets import MLP, activation, wholes
 
 
@@ -67,11 +69,13 @@ class NoiseMLP(nn.Module):
         self.classes = whole("classes", classes, low=0)
         self.noise = NoiseFeatures()
         told = self.noise.features + (self.classes + 1 if self.classes else 0)
-        sizes = [whole("features", features), *hidden]
+        self.features = whole("features", features)
+        sizes = [self.features, *hidden]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.told = nn.ModuleList(nn.Linear(told, size, bias=False) for size in hidden)
         self.activation = _activation(activation)
-        self.last = nn.Linear(sizes[-1], features if out_features is None else out_features)
+        out = features if out_features is None else whole("out_features", out_features)
+        self.last = nn.Linear(sizes[-1], out)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -81,6 +85,11 @@ class NoiseMLP(nn.Module):
         c_noise: Float[Tensor, "_"],
         label: Int[Tensor, "n"] | None = None,
     ) -> Float[Tensor, "n _"]:
+        check_event("y", y, (self.features,))
+        if len(c_noise) not in (1, len(y)):
+            reject("c_noise", f"one level or {len(y)}, one for each row", tuple(c_noise.shape))
+        if label is not None and not self.classes:
+            reject("label", "None, as this network knows no classes", "labels")
         told = self.noise(c_noise)
         if self.classes:
             told = torch.cat([told.expand(len(y), -1), one_hot(label, self.classes, y)], -1)
@@ -108,6 +117,9 @@ class OneHotMLP(nn.Module):
         features: length of y.
         hidden: widths.
 
+    Raises:
+        ValueError: no schedule, or one whose steps a denoiser does not tell apart; sizes below one.
+
     Source: Elflein (2022), A practical guide to diffusion models.
     """
 
@@ -115,8 +127,12 @@ class OneHotMLP(nn.Module):
         self, schedule: Schedule, features: int = 2, hidden: Sequence[int] = (100, 100, 100, 20)
     ) -> None:
         super().__init__()
-        steps = torch.arange(1, schedule.steps + 1)
-        levels = schedule.log_snr(steps).clamp(-40, 40) / -8
+        steps = torch.arange(1, check_schedule(schedule).steps + 1)
+        levels = schedule.log_snr(steps).clamp(-FAR, FAR) / -8
+        if not bool((levels.diff() > 0).all()):
+            reject(
+                "schedule", f"log-SNR that tells all steps apart within {FAR:g} of 0", "equal ones"
+            )
         self.register_buffer("levels", levels)
         self.time = nn.Linear(schedule.steps, 1)
         self.mlp = MLP(features + 1, features, hidden, activation="leaky")
@@ -140,8 +156,5 @@ def one_hot(
     """
     if label is None:
         label = torch.full((len(like),), -1, device=like.device)
-    if label.shape != like.shape[:1] or label.is_floating_point():
-        reject("label", f"{len(like)} integers", f"{label.dtype} of shape {tuple(label.shape)}")
-    if not torch.compiler.is_compiling() and not bool(((label >= -1) & (label < classes)).all()):
-        reject("label", f"-1..{classes - 1}", f"{int(label.min())} to {int(label.max())}")
-    return nn.functional.one_hot(label + 1, classes + 1).to(like)
+    check_label(label, len(like), classes)
+    return nn.functional.one_hot(label.long() + 1, classes + 1).to(like)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.checks import number, reject, whole
@@ -112,13 +112,17 @@ class Sampler:
         Raises:
             ValueError: times out of range, or s not before t.
         """
-        *_, end = self._walk(x, self._levels([t, s]), generator, label)
+        self.denoiser.check(x)
+        times = [self.denoiser.schedule.time(u).double() for u in (t, s)]
+        if any(u.ndim for u in times):
+            reject("t, s", "one time each", [tuple(u.shape) for u in times])
+        *_, end = self._walk(x, self._levels(torch.stack(times)), generator, label)
         return end.x
 
     def walk(
         self,
         x: Float[Tensor, "n *event"],
-        grid: Float[Tensor, "_"] | Sequence[float],
+        grid: Float[Tensor, "_"] | Int[Tensor, "_"] | Sequence[float],
         *,
         generator: torch.Generator | None = None,
         label: Tensor | None = None,
@@ -127,14 +131,16 @@ class Sampler:
 
         Args:
             x: the start, at time ``grid[0]``.
-            grid: for example ``schedule.grid(10)``.
+            grid: for example ``schedule.grid(10)``; if all are integers, they are steps.
             generator: source of noise, on the device of x.
             label: classes, for a denoiser that knows them.
 
         Raises:
-            ValueError: a grid that does not fall, or leaves [0, 1]; fewer than two times.
+            ValueError: a grid that does not fall, or leaves [0, 1]; fewer than two times; points of
+                another shape or precision.
         """
-        yield from self._walk(x, self._levels(grid), generator, label)
+        self.denoiser.check(x)
+        return self._walk(x, self._levels(grid), generator, label)
 
     @torch.no_grad()
     def sample(
@@ -153,6 +159,8 @@ class Sampler:
             generator: source of randomness; its device is that of the computation.
             label: classes, ``(n,)``, for a denoiser that knows them.
         """
+        if not isinstance(generator, torch.Generator | None):
+            reject("generator", "a torch.Generator or None", type(generator).__name__)
         weight = next(self.denoiser.parameters(), None)
         dtype = torch.float32 if weight is None else weight.dtype
         if generator is not None:
@@ -166,12 +174,12 @@ class Sampler:
             end = state.x
         return end
 
-    def _levels(self, grid: Tensor | Sequence[Time]) -> list[tuple[float, Level]]:
+    def _levels(self, grid: Tensor | Sequence[float]) -> list[tuple[float, Level]]:
         """Each time with its level in floats: all of the schedule that the loop needs."""
         schedule = self.denoiser.schedule
-        times = torch.stack([schedule.time(t).double() for t in grid])
+        times = schedule.time(grid).double()
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-            reject("grid", "at least two times that fall", times.tolist()[:8])
+            reject("grid", "at least two times that fall", times.flatten().tolist()[:8])
         return levels(schedule, times)
 
     def _walk(

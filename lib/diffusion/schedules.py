@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lib.bijections.base import check_event
 from lib.checks import floating, number, reject, whole
+from lib.noise import normal_like
 
 Kind = Literal["preserving", "exploding", "flow"]
 KINDS = ("preserving", "exploding", "flow")
-Time = Tensor | float | int
+Time = Tensor | float | int | Sequence[float]
 
 
 class Schedule:
@@ -57,8 +61,10 @@ class Schedule:
         if kind not in KINDS:
             reject("kind", f"one of {', '.join(KINDS)}", repr(kind))
         self.kind: Kind = kind
-        self._log_snr = log_snr
+        self._log_snr = _function("log_snr", log_snr)
         values = log_snr(self.grid()[:-1].flip(0))
+        if not isinstance(values, Tensor) or values.shape != (self.steps,):
+            reject("log_snr", "a tensor with one number for each time", values)
         if bool(values.isnan().any()) or bool((values == math.inf).any()):
             reject("log_snr", "numbers, or minus infinity at the last time", values)
         if not bool((values.diff() < 0).all()):
@@ -103,8 +109,10 @@ class Schedule:
 
     def time(self, t: Time) -> Tensor:
         """t as numbers in [0, 1], or a ``ValueError``; integers are divided by T."""
-        dtype = torch.float64 if isinstance(t, float) else None  # not the default, float32
-        u = t if isinstance(t, Tensor) else torch.tensor(t, dtype=dtype)
+        try:  # numpy reads numbers of Python in float64
+            u = t if isinstance(t, Tensor) else torch.as_tensor(np.asarray(t))
+        except (TypeError, ValueError, RuntimeError):
+            reject("t", "times in [0, 1], or integers", repr(t))
         if u.dtype == torch.bool or u.is_complex():
             reject("t", "times in [0, 1], or integers", str(u.dtype))
         whole_steps = not u.is_floating_point()
@@ -127,7 +135,8 @@ class Schedule:
 
     def shifted(self, by: float) -> Schedule:
         """log-SNR plus a constant. Data scaled by c have the one shifted by 2 log c."""
-        return Schedule(lambda u: self._log_snr(u) + by, self.steps, self.kind)
+        by = float(floating("by", by, ndim=0))
+        return Schedule(partial(_shifted, self._log_snr, by), self.steps, self.kind)
 
     def noise(
         self,
@@ -143,10 +152,11 @@ class Schedule:
             generator: source of noise, on the device of `x`.
 
         Raises:
-            ValueError: t of another length or out of range.
+            ValueError: t of another length or out of range, data that are not floating-point.
         """
+        check_event("x", x, ())
         alpha, sigma = (self.like(part, x) for part in self.alpha_sigma(t))
-        eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        eps = normal_like(x, generator)
         return alpha * x + sigma * eps, eps
 
     def walk(
@@ -156,13 +166,13 @@ class Schedule:
 
         x_t | x_s ~ N((alpha_t / alpha_s) x_s, sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2)
         """
+        check_event("x", x, ())
         alpha, sigma = self.alpha_sigma(torch.arange(self.steps + 1))
         path = [x]
         for k in range(1, self.steps + 1):
             keep = alpha[k] / alpha[k - 1]
             sd = (sigma[k] ** 2 - (keep * sigma[k - 1]) ** 2).clamp(min=0).sqrt()
-            eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            path.append(keep.to(x) * path[-1] + sd.to(x) * eps)
+            path.append(keep.to(x) * path[-1] + sd.to(x) * normal_like(x, generator))
         return path
 
     def like(self, value: Tensor, x: Tensor) -> Tensor:
@@ -183,7 +193,7 @@ class Schedule:
 
 def from_alpha_bar(alpha_bar: Callable[[Tensor], Tensor], steps: int = 1000) -> Schedule:
     """A variance-preserving schedule from the share of signal alpha_bar(t)."""
-    return Schedule(lambda u: torch.logit(alpha_bar(u)), steps)
+    return Schedule(partial(_from_alpha_bar, _function("alpha_bar", alpha_bar)), steps)
 
 
 def from_betas(betas: Sequence[float] | Float[Tensor, "_"]) -> Schedule:
@@ -199,19 +209,7 @@ def from_betas(betas: Sequence[float] | Float[Tensor, "_"]) -> Schedule:
     if float(b.min()) <= 0 or float(b.max()) > 1 or bool((b[:-1] == 1).any()):
         reject("betas", "numbers in (0, 1), the last one possibly 1", b.tolist()[:8])
     log_keep = torch.cat([b.new_zeros(1), torch.log1p(-b).cumsum(0)])
-
-    def log_snr(u: Tensor) -> Tensor:
-        place = (u * len(b)).clamp(max=len(b))
-        below = place.floor().long().clamp(max=len(b) - 1)
-        share = place - below
-        keep = log_keep.to(u.device)
-        start, end = keep[below], keep[below + 1]
-        # lerp would give NaN for a share of zero of minus infinity
-        log_a = torch.where(share == 0, start, start + share * (end - start).clamp(min=-1e9))
-        log_a = torch.where(share == 1, end, log_a)
-        return log_a - torch.log(-torch.expm1(log_a))
-
-    return Schedule(log_snr, len(b))
+    return Schedule(partial(_from_betas, log_keep), len(b))
 
 
 def linear(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> Schedule:
@@ -245,15 +243,10 @@ def sigmoid(steps: int = 1000, low: float = -3.0, high: float = 3.0) -> Schedule
 
     Source: Jabri, Fleet and Chen (2023), appendix B.
     """
-    low, high = float(low), float(high)
+    low, high = float(floating("low", low, ndim=0)), float(floating("high", high, ndim=0))
     if not low < high:
         reject("low, high", "low < high", (low, high))
-    start, end = 1 / (1 + math.exp(low)), 1 / (1 + math.exp(high))
-
-    def alpha_bar(u: Tensor) -> Tensor:
-        return ((-(low + u * (high - low))).sigmoid() - end) / (start - end)
-
-    return from_alpha_bar(lambda u: alpha_bar(u).clamp(0, 1 - 1e-16), steps)
+    return from_alpha_bar(partial(_sigmoid, low, high), steps)
 
 
 def log_linear(
@@ -279,30 +272,74 @@ def edm(
     steps, low, high = whole("steps", steps), number("low", low), number("high", high)
     if low >= high:
         reject("low, high", "low < high", (low, high))
-    if not (math.isinf(rho) and rho > 0):
-        rho = number("rho", rho)
-    first = 1 / steps
-
-    def log_snr(u: Tensor) -> Tensor:
-        share = ((u - first) / (1 - first)).clamp(min=0) if steps > 1 else torch.ones_like(u)
-        if math.isinf(rho):
-            log_s = math.log(low) + share * math.log(high / low)
-        else:
-            a, b = low ** (1 / rho), high ** (1 / rho)
-            log_s = rho * (a + share * (b - a)).log()
-        return -2 * (log_s + (u / first).clamp(max=1).log())
-
-    return Schedule(log_snr, steps, kind)
+    rho = rho if rho == math.inf else number("rho", rho)
+    return Schedule(partial(_edm, 1 / steps, low, high, rho), steps, kind)
 
 
 def straight(steps: int = 1000) -> Schedule:
     """x_t = (1 - t) x_0 + t eps, the path of flow matching."""
-    return Schedule(lambda u: 2 * (torch.log1p(-u) - u.log()), steps, "flow")
+    return Schedule(_straight, steps, "flow")
 
 
 def _between(steps: int, low: float, high: float) -> Tensor:
     low, high = number("low", low), number("high", high)
     return torch.linspace(low, high, whole("steps", steps), dtype=torch.float64)
+
+
+# The functions of the schedules, where `pickle` finds them.
+
+
+def _shifted(log_snr: Callable[[Tensor], Tensor], by: float, u: Tensor) -> Tensor:
+    return log_snr(u) + by
+
+
+def _from_alpha_bar(alpha_bar: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    return torch.logit(alpha_bar(u))
+
+
+def _from_betas(log_keep: Tensor, u: Tensor) -> Tensor:
+    steps, keep = len(log_keep) - 1, log_keep.to(u.device)
+    place = (u * steps).clamp(max=steps)
+    below = place.floor().long().clamp(max=steps - 1)
+    share = place - below
+    start, end = keep[below], keep[below + 1]
+    # lerp would give NaN for a share of zero of minus infinity
+    log_a = torch.where(share == 0, start, start + share * (end - start).clamp(min=-1e9))
+    log_a = torch.where(share == 1, end, log_a)
+    return log_a - torch.log(-torch.expm1(log_a))
+
+
+def _sigmoid(low: float, high: float, u: Tensor) -> Tensor:
+    start, end = 1 / (1 + math.exp(low)), 1 / (1 + math.exp(high))
+    bar = ((-(low + u * (high - low))).sigmoid() - end) / (start - end)
+    return bar.clamp(0, 1 - 1e-16)
+
+
+def _edm(first: float, low: float, high: float, rho: float, u: Tensor) -> Tensor:
+    share = ((u - first) / (1 - first)).clamp(min=0) if first < 1 else torch.ones_like(u)
+    if rho == math.inf:
+        log_s = math.log(low) + share * math.log(high / low)
+    else:
+        a, b = low ** (1 / rho), high ** (1 / rho)
+        log_s = rho * (a + share * (b - a)).log()
+    return -2 * (log_s + (u / first).clamp(max=1).log())
+
+
+def _straight(u: Tensor) -> Tensor:
+    return 2 * (torch.log1p(-u) - u.log())
+
+
+def _function(argument: str, value: Any) -> Callable[[Tensor], Tensor]:
+    if not callable(value):
+        reject(argument, "a function of times", type(value).__name__)
+    return value
+
+
+def check_schedule(schedule: Any) -> Schedule:
+    """The schedule, or a ``ValueError``."""
+    if not isinstance(schedule, Schedule):
+        reject("schedule", "a Schedule", type(schedule).__name__)
+    return schedule
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -28,7 +28,6 @@ class UNet(nn.Module):
         widths: channels at each resolution, the finest first.
         blocks: at each resolution on the way down; on the way up there is one more.
         classes: number of classes; labels of -1 stand for none.
-        attention: let the places of the coarsest resolution look at each other.
         embedding: length of the features of noise level and class.
 
     Attributes:
@@ -49,7 +48,6 @@ class UNet(nn.Module):
         *,
         blocks: int = 1,
         classes: int = 0,
-        attention: bool = False,
         embedding: int = 64,
     ) -> None:
         super().__init__()
@@ -76,9 +74,7 @@ class UNet(nn.Module):
                 self.down.append(Block(width, size, told))
                 width = size
                 seen.append(width)
-        self.middle = nn.ModuleList([Block(width, width, told)])
-        if attention:
-            self.middle.extend([Attention(width), Block(width, width, told)])
+        self.middle = Block(width, width, told)
         for level, size in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
                 self.up.append(Block(width + seen.pop(), size, told))
@@ -118,8 +114,7 @@ class UNet(nn.Module):
         for part in self.down:
             h = part(h, told)
             seen.append(h)
-        for part in self.middle:
-            h = part(h, told)
+        h = self.middle(h, told)
         for part in self.up:
             h = part(torch.cat([h, seen.pop()], 1) if isinstance(part, Block) else h, told)
         return self.last(silu(self.norm(h)))
@@ -156,20 +151,6 @@ class Resize(nn.Module):
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         return self.maps(x)
-
-
-class Attention(nn.Module):
-    """Self-attention of the places of an image, one head; starts as the identity."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.ask = norm(width), nn.Conv2d(width, 3 * width, 1)
-        self.last = zero(nn.Conv2d(width, width, 1))
-
-    def forward(self, x: Float[Tensor, "n w height width"], told: Tensor) -> Tensor:
-        q, k, v = self.ask(self.norm(x)).flatten(2).mT.chunk(3, -1)
-        h = nn.functional.scaled_dot_product_attention(q, k, v)
-        return x + self.last(h.mT.unflatten(2, x.shape[2:]))
 
 
 def norm(width: int) -> nn.GroupNorm:

@@ -102,6 +102,24 @@ def test_first_page_leads_into_the_book(browser, site):
     page.context.close()
 
 
+def test_slider_is_moved_by_the_keyboard_and_shows_another_picture(browser, site):
+    page, _, problems = open_page(browser, f"{site}/nbs/diffusion.html")
+    figure = page.locator("figure.slides").first
+    slider, name = figure.locator("input[type=range]"), figure.locator("output")
+    window, sheet = figure.locator(".slides-window"), figure.locator("img")
+    assert len(sheet.get_attribute("alt").split()) >= 6
+    slider.focus()
+    before, first = name.text_content(), window.screenshot()
+    page.keyboard.press("End")
+    assert name.text_content() != before
+    assert slider.get_attribute("aria-valuetext") == name.text_content()
+    assert window.screenshot() != first
+    box, whole = window.bounding_box(), sheet.bounding_box()
+    assert whole["width"] > 1.9 * box["width"]  # one column of two behind the window
+    assert problems == []
+    page.context.close()
+
+
 def test_formulas_are_drawn_and_search_finds_a_chapter(browser, site):
     page, _, _ = open_page(browser, f"{site}/nbs/variational-inference.html")
     assert page.locator("mjx-container").count() > 20

@@ -250,3 +250,182 @@ def test_bad_input_is_refused(unchecked):
         NoiseMLP(2, classes=2)(torch.zeros(3, 2), torch.zeros(1), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="denoiser"):
         Guided(made, 2.0)
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_weight_network_is_the_error_of_what_the_network_says(predicts):
+    """Against what each kind of network ought to say, written from x_0 and eps."""
+    schedule, same = cosine(10), {"generator": torch.Generator().manual_seed(2)}
+    t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x_t, eps = schedule.noise(x, t, torch.Generator().manual_seed(2))
+    a, s = (part[:, None] for part in schedule.alpha_sigma(t))
+    size = ((a * SD) ** 2 + s**2).sqrt()
+    wanted = {
+        "x0": x,
+        "eps": eps,
+        "v": a * eps - s * x,
+        "score": -eps / s,
+        "velocity": eps - x,
+        "edm": (x - a * (SD / size) ** 2 * x_t) * size / (s * SD),
+    }[predicts]
+    torch.manual_seed(0)
+    net = NoiseMLP(2).double()
+    nn.init.normal_(net.last.weight, std=0.1)
+    made = NetworkDenoiser(net, schedule, (2,), predicts=predicts, sd=SD)
+    error = wanted - net(x_t / size, -schedule.log_snr(t) / 8)
+    torch.testing.assert_close(made.loss(x, t, **same)["mean"], error.square().mean())
+
+
+def test_edm_has_inputs_and_targets_of_unit_variance(generator):
+    """What Karras et al. chose c_in, c_skip and c_out for, at any level and size of the data."""
+    schedule, heard = edm(10, 0.01, 20.0), []
+
+    class Ear(nn.Module):
+        def forward(self, y, c_noise, label=None):
+            heard.append(y)
+            return 0 * y
+
+    x = SD * torch.randn(100_000, 2, generator=generator, dtype=torch.float64)
+    made = NetworkDenoiser(Ear(), schedule, (2,), sd=SD)
+    for t in (1, 5, 10):
+        loss = made.loss(x, t, generator)["mean"]  # of a network that says zero: the target's
+        assert float(loss) == pytest.approx(1, abs=0.02)
+        assert float(heard[-1].var()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_at_time_zero_nothing_is_to_be_guessed(predicts, generator):
+    torch.manual_seed(0)
+    net, spread = NoiseMLP(2), NoiseMLP(2, 3)
+    nn.init.normal_(net.last.weight)
+    made = NetworkDenoiser(net, cosine(10), (2,), predicts=predicts, spread=spread)
+    x = torch.randn(4, 2, generator=generator)
+    for t in (0, 0.0, torch.zeros(4)):
+        mean, cov = made(x, t)
+        assert torch.equal(mean, x)
+        assert not cov.any()
+    some = made(x, torch.tensor([0.0, 0.5, 0.0, 0.5]))
+    assert torch.equal(some.mean[::2], x[::2])
+    torch.testing.assert_close(some.mean[1::2], made(x, 0.5).mean[1::2])
+
+
+def test_score_noise_and_mean_say_one_thing(generator):
+    """x_t = alpha E[x_0] + sigma E[eps], and the score is -E[eps] / sigma, for every kind."""
+    for kind in ("preserving", "exploding", "flow"):
+        schedule = edm(10, 0.05, 5.0).as_kind(kind)
+        denoiser, x = exact(schedule), torch.randn(3, 2, generator=generator, dtype=torch.float64)
+        alpha, sigma = schedule.alpha_sigma(0.4)
+        noise = denoiser.noise(x, 0.4)
+        torch.testing.assert_close(alpha * denoiser(x, 0.4).mean + sigma * noise, x)
+        torch.testing.assert_close(denoiser.score(x, 0.4), -noise / sigma)
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad(denoiser.log_prob(x, 0.4).sum(), x)
+        torch.testing.assert_close(noise, -sigma * slope)
+
+
+def test_likelihood_of_the_covariance_has_no_slope_at_the_true_one():
+    """In all directions of L at once, correlated ones too."""
+    C = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
+    schedule, t = cosine(10), 0.6
+    law = MixtureDenoiser(torch.ones(1), torch.zeros(1, 2), C, schedule)
+    level = law._rows(torch.zeros(1, 2, dtype=torch.float64), t)
+
+    class Exact(nn.Module):
+        def forward(self, y, c_noise, label=None):
+            return law.posterior(y, level).mean
+
+    class Factor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            a, s = level.a, level.s
+            c_out = s / (a**2 + s**2) ** 0.5
+            L = torch.linalg.cholesky(law(torch.zeros(1, 2).double(), t).cov[0]) / c_out
+            numbers = torch.stack([L[0, 0].log(), L[1, 1].log(), L[1, 0]])
+            self.numbers = nn.Parameter(numbers)
+
+        def forward(self, y, c_noise, label=None):
+            return self.numbers.expand(len(y), 3)
+
+    made = NetworkDenoiser(Exact(), schedule, (2,), predicts="x0", spread=Factor())
+    n = 100_000
+    x = law.sample(n, torch.Generator().manual_seed(0))
+    made.loss(x, t, torch.Generator().manual_seed(1))["spread"].backward()
+    assert float(made.spread.numbers.grad.abs().max()) < 5 / n**0.5
+
+
+def test_exchanged_schedule_shares_the_weights_and_leaves_the_first_alone():
+    torch.manual_seed(0)
+    made = NetworkDenoiser(NoiseMLP(2), cosine(10), (2,))
+    other = made.on(edm(7))
+    assert (made.schedule.steps, other.schedule.steps) == (10, 7)
+    nn.init.normal_(made.network.last.weight)
+    y = torch.ones(1, 2)
+    t = 0.5
+    level = other._rows(y, t)
+    torch.testing.assert_close(other(y, t).mean, made.posterior(y, level).mean)
+
+
+def test_denoisers_can_be_pickled():
+    torch.manual_seed(0)
+    made = NetworkDenoiser(NoiseMLP(2, classes=2), cosine(10), (2,))
+    nn.init.normal_(made.network.last.weight)
+    again = pickle.loads(pickle.dumps(made))
+    x, label = torch.ones(2, 2), torch.tensor([0, -1])
+    assert torch.equal(again(x, 0.5, label).mean, made(x, 0.5, label).mean)
+    assert not torch.equal(made(x, 0.5, label).mean[0], made(x, 0.5, label).mean[1])
+
+
+def test_empty_batches_pass_where_nothing_is_averaged():
+    made = NetworkDenoiser(NoiseMLP(2), cosine(10), (2,))
+    assert made(torch.zeros(0, 2), 0.5).mean.shape == (0, 2)
+    assert made(torch.zeros(0, 2), torch.zeros(0)).mean.shape == (0, 2)
+
+
+class Column(nn.Module):
+    def forward(self, y, c_noise, label=None):
+        return y[:, :1]
+
+
+def denoiser(network=None, schedule=None, event=(2,), **options):
+    network = NoiseMLP(2) if network is None else network
+    return NetworkDenoiser(network, cosine(10) if schedule is None else schedule, event, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x: denoiser("mlp"), "network: expected a Module, got str"),
+        (lambda x: denoiser(spread=3), "spread: expected a Module, got int"),
+        (lambda x: denoiser(event=2), "event_shape: expected a sequence"),
+        (lambda x: denoiser(event=(0,)), "event_shape: expected an integer"),
+        (lambda x: denoiser(sd=math.nan), "sd: expected"),
+        # float32 cannot divide by an alpha of 1e-84 any better than by 0
+        (
+            lambda x: denoiser(schedule=polynomial(1000), predicts="eps"),
+            "schedule: expected some signal.*alpha.1. = 1.85e-84",
+        ),
+        # broadcasting would hide that a network has too few outputs
+        (lambda x: denoiser(Column())(x, 0.5), r"network: expected an output of shape \(3, 2\)"),
+        (lambda x: denoiser(spread=NoiseMLP(2, 2))(x, 0.5), "spread: expected 3 outputs, got 2"),
+        (lambda x: denoiser()(x.half(), 0.5), "x: expected the precision of the network"),
+        (lambda x: denoiser()(x, math.nan), "t: expected times"),
+        (lambda x: denoiser()(x, True), "t: expected times"),
+        (lambda x: denoiser().loss(x, 0.0), "t: expected times above 0"),
+        (lambda x: denoiser().loss(x, torch.tensor([0.1, 0.0, 1.0])), "t: expected times above 0"),
+        (lambda x: denoiser().loss(x.long(), 0.5), "x: expected"),
+        (lambda x: denoiser().loss(x.double(), 0.5), "x: expected the precision"),
+        (lambda x: denoiser().loss(torch.zeros(3, 3), 0.5), "x: expected"),
+        (lambda x: denoiser().loss(torch.zeros(0, 2), 0.5), "x: expected at least one point"),
+        (lambda x: denoiser().loss(x, torch.zeros(2) + 0.5), "t: expected one time or 3"),
+        (lambda x: denoiser().loss(x, 0.5, label=torch.zeros(3).long()), "label: expected None"),
+        (lambda x: denoiser().noise(x, 0), "t: expected times above 0"),
+        (lambda x: stratified_times(0), "n: expected"),
+        (lambda x: stratified_times(2.5), "n: expected"),
+        (lambda x: random_steps(3, 0), "steps: expected"),
+        (lambda x: random_steps(-1, 10), "n: expected"),
+    ],
+)
+def test_refusals(call, words, unchecked):
+    with pytest.raises(ValueError, match=words):
+        call(torch.zeros(3, 2))

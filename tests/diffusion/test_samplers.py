@@ -1,6 +1,7 @@
 """Samplers: theory says where each must land, and how fast its error falls."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from lib.diffusion import (
     Heun,
     MixtureDenoiser,
     Multistep,
+    NetworkDenoiser,
+    NoiseMLP,
     from_betas,
 )
 from lib.diffusion.samplers import levels, root
@@ -92,7 +95,7 @@ def test_euler_maruyama_has_weak_order_one(monkeypatch):
     for steps in (100, 200):
         path = levels(schedule, torch.linspace(0.9, 0.4, steps + 1, dtype=torch.float64))
         variance = path[0][1].a ** 2 * VARIANCE + path[0][1].s ** 2
-        for (t, _), (s, _) in zip(path, path[1:], strict=False):
+        for (t, _), (s, _) in pairwise(path):
             unit = torch.eye(2, dtype=torch.float64)
             monkeypatch.setattr("lib.diffusion.samplers.normal_like", lambda y, g: 0 * y)
             slope = sampler.step(unit, t, s).diagonal()
@@ -188,3 +191,209 @@ def test_bad_input_is_refused(unchecked):
         sampler.sample(0)
     with pytest.raises(ValueError, match="label"):
         sampler.sample(3, label=torch.zeros(3, dtype=torch.long))
+
+
+def moments(sampler, grid, mean, cov, monkeypatch):
+    """Of the law after all steps, exactly: for Gaussian data each step is A y + b + R z."""
+    D = len(mean)
+    unit, zero = torch.eye(D, dtype=torch.float64), torch.zeros(D, D, dtype=torch.float64)
+    for t, s in pairwise(grid):
+        monkeypatch.setattr("lib.diffusion.samplers.normal_like", lambda y, g: zero)
+        b = sampler.step(zero, t, s)[0]
+        A = (sampler.step(unit, t, s) - b).mT
+        monkeypatch.setattr("lib.diffusion.samplers.normal_like", lambda y, g: unit)
+        R = (sampler.step(zero, t, s) - b).mT
+        mean, cov = A @ mean + b, A @ cov @ A.mT + R @ R.mT
+    return mean, cov
+
+
+def correlated(size, schedule):
+    """One Gaussian whose axes are not those of the coordinates."""
+    generator = torch.Generator().manual_seed(size)
+    L = torch.randn(size, size, generator=generator, dtype=torch.float64) / 2
+    m = torch.randn(size, generator=generator, dtype=torch.float64)
+    return m, L @ L.mT, MixtureDenoiser(torch.ones(1), m[None], L @ L.mT, schedule)
+
+
+@pytest.mark.parametrize("kind", ["preserving", "exploding", "flow"])
+@pytest.mark.parametrize("grid", [[0.9, 0.0], [0.9, 0.3, 0.0], [0.9, 0.5, 0.45, 0.1]])
+@pytest.mark.parametrize("size", [2, 3])
+def test_full_ancestral_steps_compose_to_the_exact_law(size, grid, kind, monkeypatch):
+    """Without any sampling error: from the law at the first time to the law at the last."""
+    schedule = edm(10, 0.05, 3.0).as_kind(kind)
+    m, C, denoiser = correlated(size, schedule)
+    (a, s), (a_end, s_end) = (schedule.alpha_sigma(t) for t in (grid[0], grid[-1]))
+    unit = torch.eye(size, dtype=torch.float64)
+    start = a * m, a**2 * C + s**2 * unit
+    mean, cov = moments(Ancestral(denoiser, "full"), grid, *start, monkeypatch)
+    torch.testing.assert_close(mean, a_end * m)
+    torch.testing.assert_close(cov, a_end**2 * C + s_end**2 * unit)
+
+
+@pytest.mark.parametrize(("variance", "size"), [("large", 1.0), ("small", 0.0)])
+def test_fixed_variances_are_exact_for_their_one_law(variance, size, monkeypatch):
+    """ "large" for N(0, I), "small" for a point; and each is off for the law of the other."""
+    schedule, grid = cosine(10), [1.0, 0.6, 0.3]
+    unit = torch.eye(2, dtype=torch.float64)
+    a, s = schedule.alpha_sigma(0.3)
+    for own in (size, 1 - size):
+        sampler = Ancestral(gaussian(schedule, own * VARIANCE.new_ones(2), 0 * MEAN), variance)
+        a_start, s_start = schedule.alpha_sigma(1.0)
+        start = (a_start**2 * own + s_start**2) * unit
+        _, cov = moments(sampler, grid, 0 * MEAN, start, monkeypatch)
+        error = (cov - (a**2 * own + s**2) * unit).abs().max()
+        assert float(error) < 1e-12 if own == size else float(error) > 0.01
+
+
+def test_learned_variance_is_full_where_the_axes_are_the_coordinates(monkeypatch):
+    schedule, grid = edm(10, 0.05, 3.0), [0.9, 0.4, 0.0]
+    a, s = schedule.alpha_sigma(0.9)
+    for denoiser, C in (
+        (gaussian(schedule), torch.diag(VARIANCE)),
+        (correlated(2, schedule)[2], correlated(2, schedule)[1]),
+    ):
+        m = denoiser.means[0]
+        start = a * m, a**2 * C + s**2 * torch.eye(2, dtype=torch.float64)
+        mean, cov = moments(Ancestral(denoiser, "learned"), grid, *start, monkeypatch)
+        torch.testing.assert_close(mean, m)  # the mean is right with any variance
+        assert torch.allclose(cov, C) == (float(C[0, 1]) == 0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_keeps_the_law_of_a_point_for_any_eta(eta, monkeypatch):
+    """There e is the noise itself, so that x_s = a_s x_0 + s_s (new noise) for every eta."""
+    schedule = cosine(10)
+    point = MixtureDenoiser(torch.ones(1), MEAN[None], None, schedule)
+    (a, s), (a_end, s_end) = (schedule.alpha_sigma(t) for t in (0.9, 0.2))
+    unit = torch.eye(2, dtype=torch.float64)
+    start = a * MEAN, s**2 * unit
+    mean, cov = moments(DDIM(point, eta), [0.9, 0.5, 0.2], *start, monkeypatch)
+    torch.testing.assert_close(mean, a_end * MEAN)
+    torch.testing.assert_close(cov, s_end**2 * unit)
+
+
+@pytest.mark.parametrize("kind", [DDIM, Heun, Multistep])
+def test_paths_to_a_point_have_no_error(kind, generator):
+    """The mean is constant, so x / a is linear in s / a: one step is as good as many."""
+    point = MixtureDenoiser(torch.ones(1), MEAN[None], None, edm(10, 0.02, 5.0))
+    y = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    (_, now), (_, then) = levels(point.schedule, torch.tensor([0.9, 0.2], dtype=torch.float64))
+    exact = then.a * MEAN + then.s / now.s * (y - now.a * MEAN)
+    for grid in ([0.9, 0.2], [0.9, 0.6, 0.5, 0.2]):
+        *_, end = kind(point).walk(y, grid)
+        torch.testing.assert_close(end.x, exact)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "multistep"])
+def test_steps_one_by_one_are_the_walk(name, generator):
+    """Multistep is the exception: it remembers the step before."""
+    sampler, grid = SAMPLERS[name](gaussian(cosine(5))), [5, 3, 2, 0]
+    x = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    source, y = torch.Generator().manual_seed(1), x
+    for t, s in pairwise(grid):
+        y = sampler.step(y, t, s, generator=source)
+    *_, end = sampler.walk(x, grid, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(y, end.x)
+
+
+def test_multistep_remembers_one_step_and_no_more(generator):
+    """Else the chain of moves would keep all states of a walk in memory."""
+    seen = []
+
+    class Spy(Multistep):
+        def _step(self, y, move):
+            seen.append(move)
+            return super()._step(y, move)
+
+    list(Spy(gaussian(cosine(6))).walk(torch.zeros(3, 2), cosine(6).grid()))
+    assert seen[0].before is None
+    for before, move in pairwise(seen):
+        assert move.before.found is before.found
+        assert move.before.before is None
+
+
+def test_a_sample_is_a_walk_from_noise(dtype):
+    """In the precision of the network; and the same seed gives the same numbers."""
+    torch.manual_seed(0)
+    network = NoiseMLP(2).to(dtype)
+    torch.nn.init.normal_(network.last.weight, std=0.1)
+    sampler = Ancestral(NetworkDenoiser(network, cosine(5), (2,)), "large")
+    found = sampler.sample(4, 3, generator=torch.Generator().manual_seed(7))
+    source = torch.Generator().manual_seed(7)
+    x = torch.randn(4, 2, generator=source, dtype=dtype)
+    *_, end = sampler.walk(x, cosine(5).grid(3), generator=source)
+    assert found.dtype == dtype
+    assert torch.equal(found, end.x)
+    assert not found.requires_grad
+
+
+def test_steps_and_times_name_one_grid(generator):
+    """Integers are steps of the schedule, numbers in [0, 1] are times; a list is one or other."""
+    sampler, x = DDIM(gaussian(cosine(10))), torch.randn(3, 2, generator=generator)
+    ends = []
+    for grid in ([10, 5, 0], [1, 0.5, 0], torch.tensor([10, 5, 0]), cosine(10).grid(2)):
+        *_, end = sampler.walk(x, grid)
+        ends.append(end.x)
+    assert all(torch.equal(end, ends[0]) for end in ends)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_of_a_class_are_those_of_its_own_denoiser(name):
+    """In every call of the denoiser, Heun's second one too."""
+    means, labels = torch.tensor([[-0.5, 0.0], [0.7, 0.2]]), torch.tensor([0, 1])
+    both = MixtureDenoiser(torch.ones(2), means, 0.3 * torch.eye(2), cosine(6), labels)
+    alone = MixtureDenoiser(torch.ones(1), means[1:], 0.3 * torch.eye(2), cosine(6))
+    one, two = (
+        SAMPLERS[name](denoiser).sample(5, generator=torch.Generator().manual_seed(0), label=label)
+        for denoiser, label in ((both, torch.ones(5, dtype=torch.long)), (alone, None))
+    )
+    torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("variance", ["learned", "full"])
+def test_covariance_is_asked_for_where_it_is_needed(variance, unchecked):
+    sampler = Ancestral(NetworkDenoiser(NoiseMLP(2), cosine(5), (2,)), variance)
+    with pytest.raises(ValueError, match="variance: expected 'small' or 'large'"):
+        sampler.sample(3)
+
+
+def test_last_step_of_full_draws_from_the_posterior(monkeypatch):
+    """To t = 0 in one step from t: the covariance of what is drawn is Cov(x_0 | x_t)."""
+    _, _, denoiser = correlated(2, cosine(10))
+    x = torch.ones(1, 2, dtype=torch.float64)
+    found = denoiser(x, 0.5)
+    unit = torch.eye(2, dtype=torch.float64)
+    monkeypatch.setattr("lib.diffusion.samplers.normal_like", lambda y, g: unit)
+    R = Ancestral(denoiser, "full").step(x.expand(2, 2), 0.5, 0.0) - found.mean
+    torch.testing.assert_close(R.mT @ R, found.cov[0])
+    for variance in ("small", "large"):  # by custom, no noise
+        end = Ancestral(denoiser, variance).step(x, 0.5, 0.0)
+        torch.testing.assert_close(end, found.mean)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d, x: d.walk(x, []), "grid: expected at least two"),
+        (lambda d, x: d.walk(x, 3), "grid: expected at least two"),
+        (lambda d, x: d.walk(x, [[0.5, 0.1]]), "grid: expected at least two"),
+        (lambda d, x: d.walk(x, ["end", "start"]), "t: expected times"),
+        (lambda d, x: d.walk(x, [0.5, math.nan]), "t: expected times"),
+        (lambda d, x: d.walk(x, [11, 0]), "t: expected integers in 0..5"),
+        (lambda d, x: d.walk(torch.zeros(3, 3), [0.5, 0.1]), "x: expected"),
+        (lambda d, x: d.walk(x[0], [0.5, 0.1]), r"x: expected shape \(n, 2\)"),
+        (lambda d, x: d.walk(x.long(), [0.5, 0.1]), "x: expected"),
+        (lambda d, x: d.step(x, 0.2, 0.5), "grid: expected at least two times that fall"),
+        (lambda d, x: d.step(x, torch.full((3,), 0.5), 0.2), "t, s: expected one time each"),
+        (lambda d, x: d.step(x.long(), 0.5, 0.2), "x: expected"),
+        (lambda d, x: d.sample(-1), "n: expected"),
+        (lambda d, x: d.sample(3, 2.5), "steps: expected"),
+        (lambda d, x: d.sample(3, generator=7), "generator: expected a torch.Generator or None"),
+        (lambda d, x: DDIM(d.denoiser, math.nan), "eta: expected"),
+        (lambda d, x: DDIM(d.denoiser, -0.1), "eta: expected"),
+    ],
+)
+def test_refusals(call, words, unchecked):
+    """Where they are asked for: a walk is refused before its first state is."""
+    with pytest.raises(ValueError, match=words):
+        call(DDIM(gaussian(cosine(5))), torch.zeros(3, 2))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -107,6 +108,7 @@ def test_times_per_row_and_numbers_keep_their_precision(generator):
 def test_last_beta_may_be_one():
     schedule = from_betas([0.1, 0.5, 1.0])
     assert float(schedule.alpha(3)) == 0
+    assert float(schedule.log_snr(3)) == -math.inf
     assert float(schedule.sigma(3)) == 1
     assert float(schedule.alpha(2)) > 0
     torch.testing.assert_close(schedule.betas, torch.tensor([0.1, 0.5, 1.0]).double())
@@ -169,3 +171,86 @@ def test_times_out_of_range_are_refused(t, unchecked):
 def test_times_of_another_length_are_refused(unchecked):
     with pytest.raises(ValueError, match="t: expected"):
         cosine(10).noise(torch.zeros(3, 2), torch.tensor([0.1, 0.2]))
+
+
+@pytest.mark.parametrize(("name", "steps"), CASES)
+def test_betas_of_any_schedule_rebuild_it_at_its_steps(name, steps):
+    """Also where the last beta is one; between the steps they may differ."""
+    schedule, k = SCHEDULES[name](steps), torch.arange(steps + 1)
+    again = from_betas(schedule.betas)
+    torch.testing.assert_close(again.alpha_bar(k), schedule.alpha_bar(k), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "steps"), CASES)
+def test_signal_falls_between_the_steps_too(name, steps):
+    values = SCHEDULES[name](steps).log_snr(torch.linspace(0, 1, 2001, dtype=torch.float64))
+    assert bool((values.diff() < 0).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denoising_scaled_data_is_denoising_on_the_shifted_schedule(kind):
+    """x_t of c x_0 is a factor times x'_t of x_0: the means differ by c, and by nothing else."""
+    c, schedule = 1.7, edm(10, 0.05, 5.0, kind=kind)
+    shifted = schedule.shifted(2 * math.log(c))
+    means = torch.tensor([[0.5, -0.3], [-0.6, 0.4]], dtype=torch.float64)
+    cov = torch.tensor([[0.2, 0.1], [0.1, 0.1]], dtype=torch.float64)
+    large = MixtureDenoiser(torch.ones(2), c * means, c * c * cov, schedule)
+    small = MixtureDenoiser(torch.ones(2), means, cov, shifted)
+    x = torch.tensor([[0.3, -0.8], [1.0, 0.2]], dtype=torch.float64)
+    for t in (0.1, 0.5, 1.0):
+        factor = schedule.sigma(t) / shifted.sigma(t)
+        torch.testing.assert_close(schedule.alpha(t) * c, factor * shifted.alpha(t))
+        torch.testing.assert_close(large(x, t).mean, c * small(x / factor, t).mean)
+        # and so do the densities, by the change of variables
+        moved = small.log_prob(x / factor, t) - 2 * factor.log()
+        torch.testing.assert_close(large.log_prob(x, t), moved)
+
+
+def test_below_the_first_step_the_noise_of_edm_falls_linearly():
+    ratio = (-edm(10, 0.01, 50.0).log_snr([0.05, 0.1, 0.02]) / 2).exp()
+    torch.testing.assert_close(ratio, torch.tensor([0.005, 0.01, 0.002]).double())
+
+
+def test_step_by_step_has_the_covariance_of_a_markov_chain(generator):
+    """Cov(x_s, x_t) = (alpha_t / alpha_s) Var(x_s): each state comes from the one before."""
+    schedule = cosine(5)
+    path = schedule.walk(torch.zeros(200_000, dtype=torch.float64), generator)
+    alpha, sigma = schedule.alpha_sigma(torch.arange(6))
+    for s, t in ((1, 2), (2, 4)):
+        expected = alpha[t] / alpha[s] * sigma[s] ** 2
+        assert float((path[s] * path[t]).mean()) == pytest.approx(float(expected), abs=0.005)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_can_be_pickled(name):
+    schedule = SCHEDULES[name](10).shifted(0.5)
+    again = pickle.loads(pickle.dumps(schedule))
+    assert again.kind == schedule.kind
+    assert torch.equal(again.log_snr(0.3), schedule.log_snr(0.3))
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: Schedule(3), "log_snr: expected a function"),
+        (lambda: Schedule(lambda u: 1.0), "log_snr: expected a tensor"),
+        (lambda: Schedule(lambda u: -u[:3]), "log_snr: expected a tensor"),
+        (lambda: from_alpha_bar(0.5), "alpha_bar: expected a function"),
+        (lambda: cosine(10).shifted(math.nan), "by: expected finite"),
+        (lambda: cosine(10).shifted("far"), "by: expected"),
+        (lambda: cosine(10).grid(0), "steps: expected"),
+        (lambda: cosine(10).alpha("now"), "t: expected"),
+        (lambda: cosine(10).alpha(None), "t: expected"),
+        (lambda: cosine(10).noise(torch.zeros(3, 2).long(), 0.5), "x: expected"),
+        (lambda: cosine(10).walk(torch.zeros(3, 2).long()), "x: expected"),
+        (lambda: cosine(10).noise(torch.zeros(3, 2), torch.zeros(3, 1)), "t: expected one time"),
+        (lambda: edm(10, rho=math.nan), "rho: expected"),
+        (lambda: edm(10, rho="seven"), "rho: expected"),
+        (lambda: SCHEDULES["sigmoid"](10, math.nan, 3.0), "low: expected finite"),
+        (lambda: SCHEDULES["sigmoid"](10, "low", 3.0), "low: expected"),
+        (lambda: polynomial(10, last=2.0), "betas: expected"),
+    ],
+)
+def test_refusals(call, argument, unchecked):
+    with pytest.raises(ValueError, match=argument):
+        call()
