@@ -22,7 +22,7 @@ ACTIVATIONS = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
     "elu": nn.ELU,
-    "leaky": partial(nn.LeakyReLU, inplace=True),
+    "leaky_relu": partial(nn.LeakyReLU, inplace=True),
     "selu": nn.SELU,
 }
 

@@ -256,7 +256,7 @@ claim(
 )
 
 # %% [markdown]
-# It is off by [0.9](#ten-euler-steps-how-far-the-integral-is-from-one). A likelihood without its integral, or without a finer grid beside it, says nothing. Reports of densities that do not normalise are common among users of such libraries, and this is the usual cause. The samples hide it, since a path that is
+# It is off by [0.9](#ten-euler-steps-how-far-the-integral-is-from-one). A likelihood without its integral, or without a finer grid beside it, says nothing. The samples hide it, since a path that is
 # a little off still ends on a moon, while the log-determinant adds up every error on the way.
 #
 # ## Flow matching

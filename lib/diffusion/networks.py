@@ -135,7 +135,7 @@ class OneHotMLP(nn.Module):
             )
         self.register_buffer("levels", levels)
         self.time = nn.Linear(schedule.steps, 1)
-        self.mlp = MLP(features + 1, features, hidden, activation="leaky")
+        self.mlp = MLP(features + 1, features, hidden, activation="leaky_relu")
 
     def forward(
         self, y: Float[Tensor, "n d"], c_noise: Float[Tensor, "_"], label: None = None
