@@ -42,7 +42,7 @@ from lib.training import fit
 
 MOONS = Moons(scaled=True)
 TEN = edm(10, 0.02, 4.0, rho=15.0)
-SEEDS = 5
+SEEDS = 3
 
 
 def row(*cells: object) -> None:
@@ -91,10 +91,10 @@ def moons() -> None:
     """Distances at few steps, each the mean over trainings and samples, with the floor."""
     print(f"Two moons, noise 0.05, in [-1, 1]; 2,000 points against 2,000 stratified; {SEEDS}")
     print("trainings with six samples each; the error is over trainings. The floor is the mean of")
-    print("60 fresh samples. Seconds are those of one training.\n")
+    print("40 fresh samples. Seconds are those of one training.\n")
     generator = torch.Generator().manual_seed(0)
     reference, data = (MOONS.stratified(2000, generator) for _ in range(2))
-    fresh = [wasserstein(MOONS.sample(2000, generator), reference).value for _ in range(60)]
+    fresh = [wasserstein(MOONS.sample(2000, generator), reference).value for _ in range(40)]
     floor = statistics.mean(fresh)
     print(f"Floor {spread(fresh, 4)}.\n")
     head("recipe, sampler", "calls", "W2", "over the floor", "seconds")
