@@ -315,7 +315,7 @@ claim(
 )
 
 # %% [markdown]
-# After 1,200 steps of all points the samples are at [0.2](#guide-t-10-w2), which is [4](#guide-t-10-w2-over-the-floor) times the floor. More training helps only so far: a *perfect* network in this sampler is at [0.14](#exact-denoiser-in-the-same-sampler-w2).
+# After 1,200 steps of all points the samples are at [0.2](#guide-t-10-w2), which is [3](#guide-t-10-w2-over-the-floor) times the floor. More training helps only so far: a *perfect* network in this sampler is at [0.15](#exact-denoiser-in-the-same-sampler-w2).
 #
 # ## The denoiser that knows everything
 #
@@ -367,8 +367,8 @@ claim(
 )
 
 # %% [markdown]
-# Over the floor, with ten calls of a perfect denoiser: the small variance [3.1](#exact-denoiser-ten-calls-small-w2-over-the-floor), the large one [1.5](#exact-denoiser-ten-calls-large-w2-over-the-floor), DDIM [2.3](#exact-denoiser-ten-calls-ddim-w2-over-the-floor). Near the floor are
-# the full covariance, [1.4](#exact-denoiser-ten-calls-full-w2-over-the-floor), and the second-order multistep solver, [1](#exact-denoiser-ten-calls-multistep-w2-over-the-floor).
+# Over the floor, with ten calls of a perfect denoiser: the small variance [3.1](#exact-denoiser-ten-calls-small-w2-over-the-floor), the large one [1.4](#exact-denoiser-ten-calls-large-w2-over-the-floor), DDIM [2.0](#exact-denoiser-ten-calls-ddim-w2-over-the-floor). Near the floor are
+# the full covariance, [1.2](#exact-denoiser-ten-calls-full-w2-over-the-floor), and the second-order multistep solver, [1](#exact-denoiser-ten-calls-multistep-w2-over-the-floor).
 #
 # Why? The small variance is right if $x_0$ is known; it forgets that the denoiser is unsure. The reverse step is a Gaussian with covariance
 #
@@ -432,7 +432,7 @@ figure(
 )
 
 # %% [markdown]
-# The slopes are [0.9](#order-of-convergence-ddim), [2.1](#order-of-convergence-heun) and [2.0](#order-of-convergence-multistep). The multistep solver uses what the step before has seen, and so pays for one call where Heun's rule pays for two ([Lu et al., 2022](https://arxiv.org/abs/2211.01095)).
+# The slopes are [1.2](#order-of-convergence-ddim), [2.1](#order-of-convergence-heun) and [2.0](#order-of-convergence-multistep). The multistep solver uses what the step before has seen, and so pays for one call where Heun's rule pays for two ([Lu et al., 2022](https://arxiv.org/abs/2211.01095)).
 #
 # ## A denoiser for ten steps
 #
@@ -512,7 +512,7 @@ claim(
 )
 
 # %% [markdown]
-# With ten calls, the trained denoiser is at [1.0](#ours-multistep-t-10-w2-over-the-floor) floors by the multistep solver, and at [1.1](#ours-full-covariance-t-10-w2-over-the-floor) with the full covariance. Fifty calls give [0.9](#ours-multistep-t-50-w2-over-the-floor). The small variance needs many steps: [3](#ours-small-t-10-w2-over-the-floor) for
+# With ten calls, the trained denoiser is at [1.1](#ours-multistep-t-10-w2-over-the-floor) floors by the multistep solver, and at [1.1](#ours-full-covariance-t-10-w2-over-the-floor) with the full covariance. Fifty calls give [0.9](#ours-multistep-t-50-w2-over-the-floor). The small variance needs many steps: [3](#ours-small-t-10-w2-over-the-floor) for
 # ten, and about the floor, [1](#ours-small-t-200-w2-over-the-floor), for two hundred. There the denoiser is unsure of little in each step.
 #
 # ### The error budget
@@ -584,7 +584,7 @@ figure(
 )
 
 # %% [markdown]
-# For the guide, the discretisation alone is at [2.7](#guide-discretisation-w2-over-the-floor) floors, and learning adds [0.08](#guide-what-learning-adds-to-w2) to $W_2$. For the linear schedule the wrong start adds [0.1](#linear-what-the-start-adds-to-w2).
+# For the guide, the discretisation alone is at [2.7](#guide-discretisation-w2-over-the-floor) floors, and learning adds [0.02](#guide-what-learning-adds-to-w2) to $W_2$. For the linear schedule the wrong start adds [0.1](#linear-what-the-start-adds-to-w2).
 #
 # ## The field, and two kinds of path
 #
@@ -704,7 +704,7 @@ claim(
 )
 
 # %% [markdown]
-# On points that neither has seen, the denoiser of the data set has up to [3](#remembering-largest-excess-error-of-the-data-set-s-denoiser) times the error of the best one on top; the network has [0.03](#remembering-largest-excess-error-of-the-network). Its samples are no copies: their distance to the data is [0.9](#remembering-the-same-for-the-network-over-that-of-the-truth) times
+# On points that neither has seen, the denoiser of the data set has up to [3](#remembering-largest-excess-error-of-the-data-set-s-denoiser) times the error of the best one on top; the network has [0.01](#remembering-largest-excess-error-of-the-network). Its samples are no copies: their distance to the data is [1.0](#remembering-the-same-for-the-network-over-that-of-the-truth) times
 # that of fresh points.
 #
 # ## The bound, term by term
@@ -770,7 +770,7 @@ claim(
 )
 
 # %% [markdown]
-# With ten steps and the full covariance the bound is [0.14](#bound-exact-denoiser-full-covariance-t-10-gap-in-nats) nats above the entropy, with the large variance [0.8](#bound-exact-denoiser-large-variance-t-10-gap-in-nats). The trained denoiser has a gap of [0.07](#bound-trained-t-40-gap-in-nats) with forty steps. The [next page](diffusion-as-a-flow.md) computes the likelihood itself.
+# With ten steps and the full covariance the bound is [0.15](#bound-exact-denoiser-full-covariance-t-10-gap-in-nats) nats above the entropy, with the large variance [0.8](#bound-exact-denoiser-large-variance-t-10-gap-in-nats). The trained denoiser has a gap of [0.11](#bound-trained-t-40-gap-in-nats) with forty steps. The [next page](diffusion-as-a-flow.md) computes the likelihood itself.
 #
 # ## Digits
 #
@@ -922,7 +922,7 @@ figure(
 )
 
 # %% [markdown]
-# With weight 1.5 the judge, who is right on [0.99](#digits-accuracy-of-the-judge-on-held-out-digits) of real digits, reads [0.98](#digits-class-accuracy-of-guided-samples) of the samples as their class; with weight 1, [0.9](#digits-class-accuracy-without-guidance). A classifier tells samples (weight 1) from held-out digits in [0.6](#digits-c2st-of-samples-against-held-out-digits) of the cases; real training digits in [0.5](#digits-c2st-of-training-digits-against-held-out-digits). So they are not perfect.
+# With weight 1.5 the judge, who is right on [0.99](#digits-accuracy-of-the-judge-on-held-out-digits) of real digits, reads [0.97](#digits-class-accuracy-of-guided-samples) of the samples as their class; with weight 1, [0.9](#digits-class-accuracy-without-guidance). A classifier tells samples (weight 1) from held-out digits in [0.7](#digits-c2st-of-samples-against-held-out-digits) of the cases; real training digits in [0.5](#digits-c2st-of-training-digits-against-held-out-digits). So they are not perfect.
 # Nor are they copies: [0.5](#digits-share-of-samples-nearer-to-a-training-digit) of them are nearer to a training digit than to a held-out one.
 #
 # > **It breaks.** A network that predicts noise cannot start from pure noise: $x_0 = (x_t - \sigma \varepsilon) / \alpha$ divides by $\alpha_T$. The literal recipe $\beta_T = 1$ divides by zero. The package refuses it, and accepts it for networks that predict $x_0$, $v$ or the mixture above.
