@@ -161,7 +161,8 @@ class NetworkDenoiser(Denoiser):
     Karras et al. Mean and standard deviation of the data are taken out first.
 
     Args:
-        network: ``network(y, c_noise, label=None)`` of shapes (n, *event) and (n,) or (1,).
+        network: ``network(y, c_noise, label=None)`` of shapes ``(n, *event)`` and ``(n,)``
+            or ``(1,)``.
         schedule: what t means.
         event_shape: sizes of one data point.
         predicts: what the network says.
