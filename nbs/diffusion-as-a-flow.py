@@ -236,7 +236,7 @@ figure(
 )
 
 # %% [markdown]
-# The entropy of the moons is [0.2892](#entropy-of-the-moons-in-the-units-of-scikit-learn) nats. The trained model is at [0.31](#trained-negative-log-likelihood-in-the-units-of-scikit-learn), [0.02](#trained-negative-log-likelihood-less-the-entropy) nats more, on points it has not seen. With 2,000 training points instead, the excess is about twice as large, as the benchmark shows: the last hundredths are paid in data. Its density integrates to [0.999](#trained-integral-of-the-density). In many dimensions the trace of the Jacobian is estimated with random signs
+# The entropy of the moons is [0.2892](#entropy-of-the-moons-in-the-units-of-scikit-learn) nats. The trained model is at [0.31](#trained-negative-log-likelihood-in-the-units-of-scikit-learn), [0.02](#trained-negative-log-likelihood-less-the-entropy) nats more, on points it has not seen. With 2,000 training points instead, trials gave 0.03 to 0.05: the last hundredths are paid in data. Its density integrates to [0.999](#trained-integral-of-the-density). In many dimensions the trace of the Jacobian is estimated with random signs
 # ([Grathwohl et al., 2019](https://arxiv.org/abs/1810.01367)); the estimate here says [0.02](#trained-the-same-by-hutchinson-s-estimate).
 #
 # > **It breaks.** Integrate the same model with ten steps of Euler's rule. The samples still look right. The density does not integrate to one: the log-determinant is that of the equation, and the points move by another map.
@@ -656,7 +656,7 @@ claim(
 #
 # *What is the likelihood of a diffusion model?* It can be computed, and was: near the entropy.
 #
-# *Is a lower distance a better model?* Only down to the floor. Published tables seldom print it; `benchmarks/diffusion.py` repeats one of them with the floor beside each number.
+# *Is a lower distance a better model?* Only down to the floor. Published tables seldom print it; `benchmarks/diffusion.py` is written to repeat one of them with the floor beside each number.
 #
 # ## All claims of this page
 
