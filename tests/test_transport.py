@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import wasserstein_distance
 
 from lib.metrics import sliced_wasserstein, wasserstein
+from lib.metrics.transport import assign
 
 DOUBLE = torch.float64
 X = torch.zeros(5, 2)
@@ -183,3 +184,19 @@ def test_refusals_of_samples(distance, call, words, unchecked):
 def test_refusals_of_options(call, words, unchecked):
     with pytest.raises(ValueError, match=f"^{words}"):
         call()
+
+
+def test_plan_reaches_every_point_once_and_has_the_distance(generator):
+    x, y = normal(40, 2, generator), normal(40, 2, generator, 1.0)
+    order, distance = assign(x, y)
+    assert order.sort().values.tolist() == list(range(40))
+    moved = (x - y[order]).square().sum(1).mean().sqrt()
+    assert distance == pytest.approx(float(moved))
+    assert distance == pytest.approx(wasserstein(x, y).value)
+
+
+def test_plan_of_near_points_keeps_its_digits():
+    """By |x|^2 - 2 xy + |y|^2 in float32 all these distances would be noise."""
+    x = 1000 + 1e-3 * torch.arange(40.0)[:, None]
+    order, _ = assign(x, x.flip(0))
+    assert order.tolist() == list(range(40))[::-1]
