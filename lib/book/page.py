@@ -10,7 +10,6 @@ import ast
 import datetime
 import importlib.metadata
 import inspect
-import io
 import json
 import math
 import platform
@@ -18,13 +17,14 @@ import re
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from lib.book.display import show
 from lib.checks import reject
 
 Size = TypeVar("Size")
@@ -166,7 +166,7 @@ def claim(
             reject(argument, "words", repr(text))
     made = Claim(name, number, low, high, because, None if floor is None else float(floor))
     _run.claims[name] = made
-    _show({"text/plain": str(made)}, {"claim": asdict(made)} if made.holds else {})
+    show({"text/plain": str(made)}, {"claim": asdict(made)} if made.holds else {})
     if not made.holds:
         raise ClaimFailed(str(made))
 
@@ -181,97 +181,7 @@ def claims_table() -> None:
         floor = "" if c.floor is None else f"{c.floor:.4g}"
         cells = (c.name, c.asked, c.measured, *[floor] * floors, c.because)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    _show({"text/markdown": "\n".join(rows), "text/plain": "\n".join(rows)}, {"claims": True})
-
-
-def figure(fig: Any, *, alt: str, caption: str) -> None:
-    """Show a matplotlib figure once, with its alternative text and caption, and close it.
-
-    Args:
-        fig: the figure.
-        alt: what a reader who cannot see it needs to know; a full sentence.
-        caption: what to look at; Markdown with ``$`` maths.
-
-    Raises:
-        ValueError: alternative text or caption is missing, or says nothing.
-    """
-    _check_words(alt, caption)
-    _show_image(_drawn(fig, bbox_inches="tight", pad_inches=0.05), alt, caption, {})
-
-
-def slides(
-    figs: Sequence[Any], labels: Sequence[str], *, alt: str, caption: str, columns: int = 4
-) -> None:
-    """Show figures of one size as one: a sheet of all of them, and in the book a slider.
-
-    The book moves the sheet behind a window, by a slider that the keyboard operates; without
-    scripts, in Jupyter and on Colab the sheet stands as it is.
-
-    Args:
-        figs: matplotlib figures.
-        labels: what to call each, shown and read aloud, for example "t = 0.3".
-        alt: of the whole sheet, as in `figure`.
-        caption: as in `figure`.
-        columns: figures in one row of the sheet.
-
-    Raises:
-        ValueError: as in `figure`; fewer than two figures, figures of different sizes, another
-            number of labels.
-    """
-    from PIL import Image
-
-    _check_words(alt, caption)
-    images = [_drawn(fig) for fig in figs]
-    sizes = {image.size for image in images}
-    if len(images) < 2 or len(sizes) > 1:
-        reject("figs", "two figures or more, of one size", sorted(sizes))
-    if len(labels) != len(images) or not all(labels):
-        reject("labels", f"{len(images)} of them", list(labels))
-    (width, height), rows = sizes.pop(), -(-len(images) // columns)
-    sheet = Image.new("RGB", (width * columns, height * rows), "white")
-    for k, image in enumerate(images):
-        sheet.paste(image, (k % columns * width, k // columns * height))
-    _show_image(sheet, alt, caption, {"slides": {"labels": list(labels), "columns": columns}})
-
-
-def _check_words(alt: Any, caption: Any) -> None:
-    if (
-        not isinstance(alt, str)
-        or len(alt.split()) < 6
-        or re.match(r"(?i)(a |an |the )?(figure|plot|image)\b", alt)
-    ):
-        reject("alt", "a sentence saying what the figure shows", repr(alt))
-    if not isinstance(caption, str) or len(caption.split()) < 4:
-        reject("caption", "a sentence saying what to look at", repr(caption))
-
-
-def _drawn(fig: Any, **options: Any) -> Any:
-    """The pixels of a figure, which is closed."""
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
-    if not hasattr(fig, "savefig"):
-        reject("fig", "a matplotlib figure", type(fig).__name__)
-    raw = io.BytesIO()
-    fig.savefig(raw, format="png", dpi=200, **options)
-    plt.close(fig)
-    return Image.open(raw).convert("RGB")
-
-
-def _show_image(image: Any, alt: str, caption: str, more: dict[str, Any]) -> None:
-    from PIL import Image
-
-    small = io.BytesIO()  # 256 colours: a quarter of the bytes, no visible difference
-    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        small, format="png", optimize=True
-    )
-    width = image.width // 2  # two pixels for each CSS pixel: sharp on dense screens
-    facts = {"alt": alt, "caption": caption, "width": width, **more}
-    _show(
-        {"image/png": small.getvalue(), "text/plain": alt},
-        {"image/png": {"width": width}, "figure": facts},
-    )
-    _show({"text/markdown": f"*{caption}*", "text/plain": caption}, {"caption": True})
+    show({"text/markdown": "\n".join(rows), "text/plain": "\n".join(rows)}, {"claims": True})
 
 
 def show_source(item: Callable[..., Any] | type, *, test: str, doc: bool = False) -> None:
@@ -296,7 +206,7 @@ def show_source(item: Callable[..., Any] | type, *, test: str, doc: bool = False
         source = _without_docstrings(source)
     test_line = _line_of_test(test)
     blob = f"{repository()}/blob/main"
-    _show(
+    show(
         {
             "text/markdown": f"```python\n{source.rstrip()}\n```\n"
             f"[`{path.as_posix()}`, line {first}]({blob}/{path.as_posix()}#L{first}) · "
@@ -322,7 +232,7 @@ def provenance() -> None:
         "Claims": f"{len(_run.claims)}, all held",
     }
     text = " · ".join(f"{key}: {value}" for key, value in facts.items())
-    _show({"text/markdown": f"*{text}*", "text/plain": text}, {"provenance": True})
+    show({"text/markdown": f"*{text}*", "text/plain": text}, {"provenance": True})
 
 
 def repository() -> str:
@@ -342,17 +252,6 @@ def _number(argument: str, value: Any) -> float:
         return float(value.detach() if torch.is_tensor(value) else value)
     except (TypeError, ValueError):
         reject(argument, "one number", type(value).__name__)
-
-
-def _show(data: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Display a MIME bundle in a notebook; print its text in a plain process."""
-    from IPython import get_ipython
-    from IPython.display import display
-
-    if get_ipython() is None:
-        print(data["text/plain"])
-    else:
-        display(data, raw=True, metadata=metadata)
 
 
 def _without_docstrings(source: str) -> str:

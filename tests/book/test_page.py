@@ -1,17 +1,14 @@
 """`lib.book`: a claim asserts, a figure has words, shown source has a test."""
 
-import io
 import json
 import math
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
-from PIL import Image
 
 from lib.book import page
 from lib.checks import floating
@@ -81,51 +78,6 @@ def test_claims_table_has_a_row_for_each_claim_and_escapes_bars(capsys):
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 4
     assert rows[2].startswith("| \\|rho\\| | 0 to 1 | 0.5 |")
-
-
-@pytest.mark.parametrize("alt", ["", "A plot", "Figure one of the chapter, as it is."])
-def test_figure_needs_real_alternative_text(alt):
-    with pytest.raises(ValueError, match="alt"):
-        page.figure(plt.figure(), alt=alt, caption="What one should look at here.")
-
-
-def test_figure_needs_a_figure():
-    with pytest.raises(ValueError, match="fig: expected a matplotlib figure"):
-        page.figure(None, alt="A line rises from zero to one.", caption="What one should see here.")
-
-
-def test_figure_needs_a_caption():
-    with pytest.raises(ValueError, match="caption"):
-        page.figure(plt.figure(), alt="A line rises from zero to one.", caption="Line.")
-
-
-def test_slides_are_one_sheet_with_a_label_for_each(monkeypatch):
-    shown = []
-    monkeypatch.setattr(page, "_show", lambda data, metadata: shown.append((data, metadata)))
-    figs = [plt.figure(figsize=(1, 0.5)) for _ in range(5)]
-    words = {"alt": "A line rises from zero to one.", "caption": "What one should see here."}
-    page.slides(figs, list("abcde"), columns=2, **words)
-    sheet = Image.open(io.BytesIO(shown[0][0]["image/png"]))
-    assert sheet.size == (2 * 200, 3 * 100)  # 200 pixels for an inch
-    assert shown[0][1]["figure"]["slides"] == {"labels": list("abcde"), "columns": 2}
-    assert not {fig.number for fig in figs} & set(plt.get_fignums())
-
-
-@pytest.mark.parametrize(
-    ("figs", "labels", "name"),
-    [
-        ([(1, 1)], ["a"], "figs"),
-        ([(1, 1), (2, 1)], ["a", "b"], "figs"),
-        ([(1, 1), (1, 1)], ["a"], "labels"),
-        ([(1, 1), (1, 1)], ["a", ""], "labels"),
-    ],
-)
-def test_slides_that_do_not_fit_together_are_refused(figs, labels, name):
-    figs = [plt.figure(figsize=size) for size in figs]
-    with pytest.raises(ValueError, match=name):
-        page.slides(
-            figs, labels, alt="A line rises from zero to one.", caption="One two three four."
-        )
 
 
 def test_show_source_refuses_a_test_that_does_not_exist():
