@@ -26,6 +26,7 @@ from lib.diffusion.samplers import (
     State,
 )
 from lib.diffusion.schedules import SCHEDULES, Schedule, from_alpha_bar, from_betas
+from lib.diffusion.unet import UNet
 
 __all__ = [
     "DDIM",
@@ -47,6 +48,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "State",
+    "UNet",
     "elbo",
     "from_alpha_bar",
     "from_betas",

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lib.bijections.base import check_event
@@ -23,6 +23,7 @@ from lib.checks import number, reject, whole
 from lib.diffusion.schedules import Schedule, Time, check_schedule
 from lib.nets import wholes
 from lib.noise import normal_like
+from lib.training import History, fit
 
 Predicts = Literal["eps", "x0", "v", "score", "velocity", "edm"]
 Number = Tensor | float
@@ -158,7 +159,7 @@ class NetworkDenoiser(Denoiser):
                     c_skip = a sd^2 / d^2 ,  c_out = s sd / d ,  d^2 = a^2 sd^2 + s^2
 
     c_in = 1 / d keeps the input at unit variance; c_noise = -log_snr / 8 is the log(sigma) / 4 of
-    Karras et al. Mean and standard deviation of the data are taken out first.
+    Karras et al.
 
     Args:
         network: ``network(y, c_noise, label=None)`` of shapes ``(n, *event)`` and ``(n,)``
@@ -302,6 +303,49 @@ class NetworkDenoiser(Denoiser):
             log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             terms["spread"] = (white.square().sum(-1) / 2 + log_det).mean() / r.shape[1]
         return terms
+
+    def fit(
+        self,
+        x: Float[Tensor, "n *event"],
+        label: Int[Tensor, "n"] | None = None,
+        *,
+        steps: int,
+        hide: float = 0.1,
+        **options: Any,
+    ) -> History:
+        """Minimise `loss` over data, at stratified times.
+
+        Batches of 512, a learning rate of 0.005 that falls to zero along a cosine, and an average
+        of the weights with a decay of 0.998, by default.
+
+        Args:
+            x: data.
+            label: their classes.
+            steps: of the optimiser.
+            hide: share of the labels that are replaced by -1, so that the network also learns what
+                to say without one.
+            **options: of `lib.training.fit`.
+
+        Raises:
+            ValueError: `hide` outside [0, 1], and what `loss` refuses.
+        """
+        if not 0 <= number("hide", hide, zero=True) <= 1:
+            reject("hide", "a number in [0, 1]", hide)
+
+        def loss(
+            made: NetworkDenoiser, batch: Any, generator: torch.Generator
+        ) -> dict[str, Tensor]:
+            x, label = (batch, None) if isinstance(batch, Tensor) else batch
+            n, device = len(x), x.device
+            if label is not None:
+                u = torch.rand(n, generator=generator, device=device)
+                label = torch.where(u < hide, -1, label)
+            t = stratified_times(n, generator, device=device)
+            return made.loss(x, t, generator, label=label)
+
+        common = {"batch_size": min(512, len(x)), "lr": 5e-3, "schedule": "cosine", "ema": 0.998}
+        data = x if label is None else (x, label)
+        return fit(self, loss, data, steps=steps, **common | options)
 
 
 def with_signal(schedule: Schedule, what: str) -> Schedule:

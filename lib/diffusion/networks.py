@@ -21,22 +21,49 @@ from lib.diffusion.schedules import Schedule, check_schedule
 from lib.nets import MLP, activation, wholes
 
 
-class NoiseFeatures(nn.Module):
-    """Sines and cosines of the noise level, and the level itself: one number becomes many.
+class Condition(nn.Module):
+    """What a network is told: the noise level in many numbers, and the class.
+
+    The level itself, its sines and cosines at frequencies pi/2, pi, 2 pi, ..., and where there are
+    classes a vector of length classes + 1 that is one at the class; its first entry is for none.
 
     Args:
-        count: frequencies, doubling from 1/2.
+        classes: number of classes; labels of -1 stand for none.
+        count: frequencies.
+
+    Attributes:
+        features: length of what comes out.
     """
 
-    def __init__(self, count: int = 4) -> None:
+    def __init__(self, classes: int = 0, count: int = 4) -> None:
         super().__init__()
+        self.classes = whole("classes", classes, low=0)
         frequencies = math.pi / 2 * 2.0 ** torch.arange(whole("count", count))
         self.register_buffer("frequencies", frequencies)
-        self.features = 1 + 2 * count
+        self.features = 1 + 2 * count + (self.classes + 1 if self.classes else 0)
 
-    def forward(self, c_noise: Float[Tensor, "n"]) -> Float[Tensor, "n _"]:
+    def forward(
+        self, n: int, c_noise: Float[Tensor, "_"], label: Int[Tensor, "n"] | None = None
+    ) -> Float[Tensor, "_ features"]:
+        """One row for each of n, or a single one if one level (and no class) is for all.
+
+        Raises:
+            ValueError: levels or labels of another number, labels out of range or for a network
+                without classes.
+        """
+        if c_noise.ndim != 1 or len(c_noise) not in (1, n):
+            reject("c_noise", f"one level or {n}, one for each row", tuple(c_noise.shape))
+        if label is not None and not self.classes:
+            reject("label", "None, as this network knows no classes", "labels")
         turns = c_noise[:, None] * self.frequencies.to(c_noise)
-        return torch.cat([c_noise[:, None], turns.cos(), turns.sin()], -1)
+        told = torch.cat([c_noise[:, None], turns.cos(), turns.sin()], -1)
+        if not self.classes:
+            return told
+        if label is None:
+            label = torch.full((n,), -1, device=c_noise.device)
+        check_label(label, n, self.classes)
+        code = nn.functional.one_hot(label.long() + 1, self.classes + 1)
+        return torch.cat([told.expand(n, -1), code.to(told)], -1)
 
 
 class NoiseMLP(nn.Module):
@@ -67,12 +94,13 @@ class NoiseMLP(nn.Module):
         super().__init__()
         hidden = wholes("hidden", hidden, low=1)
         self.classes = whole("classes", classes, low=0)
-        self.noise = NoiseFeatures()
-        told = self.noise.features + (self.classes + 1 if self.classes else 0)
+        self.condition = Condition(self.classes)
         self.features = whole("features", features)
         sizes = [self.features, *hidden]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
-        self.told = nn.ModuleList(nn.Linear(told, size, bias=False) for size in hidden)
+        self.told = nn.ModuleList(
+            nn.Linear(self.condition.features, size, bias=False) for size in hidden
+        )
         self.activation = _activation(activation)
         out = features if out_features is None else whole("out_features", out_features)
         self.last = nn.Linear(sizes[-1], out)
@@ -86,13 +114,7 @@ class NoiseMLP(nn.Module):
         label: Int[Tensor, "n"] | None = None,
     ) -> Float[Tensor, "n _"]:
         check_event("y", y, (self.features,))
-        if len(c_noise) not in (1, len(y)):
-            reject("c_noise", f"one level or {len(y)}, one for each row", tuple(c_noise.shape))
-        if label is not None and not self.classes:
-            reject("label", "None, as this network knows no classes", "labels")
-        told = self.noise(c_noise)
-        if self.classes:
-            told = torch.cat([told.expand(len(y), -1), one_hot(label, self.classes, y)], -1)
+        told = self.condition(len(y), c_noise, label)
         for layer, tell in zip(self.layers, self.told, strict=True):
             offset = layer.bias + tell(told)
             if len(offset) == 1:  # one level for all rows: no more than a bias
@@ -144,17 +166,3 @@ class OneHotMLP(nn.Module):
         step = torch.bucketize(c_noise.double(), middle)  # 0..T-1
         time = self.time.weight[0, step] + self.time.bias  # one-hot times a matrix is a column
         return self.mlp(torch.cat([y, time.view(-1, 1).expand(len(y), 1)], -1))
-
-
-def one_hot(
-    label: Int[Tensor, "n"] | None, classes: int, like: Float[Tensor, "n *event"]
-) -> Float[Tensor, "n _"]:
-    """Labels as vectors of length classes + 1, whose first entry stands for no class (-1).
-
-    Raises:
-        ValueError: labels of another length, or outside -1..classes - 1.
-    """
-    if label is None:
-        label = torch.full((len(like),), -1, device=like.device)
-    check_label(label, len(like), classes)
-    return nn.functional.one_hot(label.long() + 1, classes + 1).to(like)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from lib.checks import reject, whole
-from lib.diffusion.networks import NoiseFeatures, one_hot
+from lib.diffusion.networks import Condition
 from lib.nets import wholes
 
 
@@ -57,10 +57,9 @@ class UNet(nn.Module):
             reject("widths", "at least one width", widths)
         told = whole("embedding", embedding)
         self.divisor = 2 ** (len(widths) - 1)
-        self.noise = NoiseFeatures()
-        features = self.noise.features + (self.classes + 1 if self.classes else 0)
+        self.condition = Condition(self.classes)
         self.told = nn.Sequential(
-            nn.Linear(features, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU()
+            nn.Linear(self.condition.features, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU()
         )
         self.first = nn.Conv2d(self.channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -101,14 +100,7 @@ class UNet(nn.Module):
             reject("y", f"images of {self.channels} channels", tuple(y.shape))
         if y.shape[2] % self.divisor or y.shape[3] % self.divisor:
             reject("y", f"height and width that {self.divisor} divides", tuple(y.shape))
-        if c_noise.shape != (1,) and c_noise.shape != y.shape[:1]:
-            reject("c_noise", f"one number or {len(y)}", tuple(c_noise.shape))
-        if label is not None and not self.classes:
-            reject("label", "None, as this network knows no classes", "labels")
-        told = self.noise(c_noise)
-        if self.classes:
-            told = torch.cat([told.expand(len(y), -1), one_hot(label, self.classes, y)], -1)
-        told = self.told(told)
+        told = self.told(self.condition(len(y), c_noise, label))
         h = self.first(y)
         seen = [h]
         for part in self.down:

@@ -429,3 +429,45 @@ def denoiser(network=None, schedule=None, event=(2,), **options):
 def test_refusals(call, words, unchecked):
     with pytest.raises(ValueError, match=words):
         call(torch.zeros(3, 2))
+
+
+def test_fit_finds_the_mean_and_the_covariance_of_gaussian_data(generator):
+    """And leaves the labels out of it where they are hidden."""
+    torch.manual_seed(0)
+    schedule, sd = edm(10, 0.05, 5.0), torch.tensor([0.7, 0.2])
+    x = sd * torch.randn(4000, 2, generator=generator)
+    made = NetworkDenoiser(
+        NoiseMLP(2, hidden=(32,), classes=2),
+        schedule,
+        (2,),
+        sd=0.5,
+        spread=NoiseMLP(2, 3, (32,), classes=2),
+    )
+    label = torch.randint(2, (4000,), generator=generator)
+    history = made.fit(x, label, steps=400, hide=0.5, lr=1e-2, ema=0.98, devices="cpu")
+    assert set(history.terms) == {"mean", "spread"}
+    law = MixtureDenoiser(torch.ones(1), torch.zeros(1, 2), torch.diag(sd**2), schedule)
+    y = torch.tensor([[0.5, 0.1], [-0.3, 0.2]])
+    for labels in (None, torch.tensor([0, 1])):
+        with torch.no_grad():
+            found = made(y, 0.6, labels)
+        torch.testing.assert_close(found.mean, law(y, 0.6).mean, rtol=0, atol=0.08)
+        torch.testing.assert_close(found.cov, law(y, 0.6).cov, rtol=0, atol=0.03)
+
+
+def test_hidden_labels_are_those_of_no_class(unchecked):
+    """With all labels hidden a network cannot learn what they say."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.ones(200, 1), -torch.ones(200, 1)])
+    label = torch.arange(2).repeat_interleave(200)
+    spread = []
+    for hide in (0.0, 1.0):
+        made = NetworkDenoiser(NoiseMLP(1, hidden=(16,), classes=2), edm(10, 0.1, 20.0), (1,))
+        made.fit(x, label, steps=200, hide=hide, lr=1e-2, ema=0.95, devices="cpu")
+        with torch.no_grad():
+            mean = made(torch.zeros(2, 1), 1.0, torch.tensor([0, 1])).mean
+        spread.append(float(mean[0] - mean[1]))
+    assert spread[0] > 1.5
+    assert abs(spread[1]) < 0.5
+    with pytest.raises(ValueError, match="hide"):
+        made.fit(x, label, steps=1, hide=1.5)

@@ -6,7 +6,6 @@ from torch import nn
 
 from lib.diffusion import FlowMatching, NoiseMLP, optimal_pairs
 from lib.flows import Flow
-from lib.training import fit
 
 
 def test_optimal_pairs_are_a_permutation_of_least_cost(generator):
@@ -17,6 +16,14 @@ def test_optimal_pairs_are_a_permutation_of_least_cost(generator):
     best = (one - two).square().sum()
     for _ in range(20):
         assert best <= (a - b[torch.randperm(40, generator=generator)]).square().sum()
+
+
+def test_blocks_are_paired_each_by_itself(generator):
+    a, b = torch.randn(2, 50, 2, generator=generator)
+    _, found = optimal_pairs(a, b, block=20)
+    for part in (slice(0, 20), slice(20, 40), slice(40, 50)):
+        assert torch.equal(found[part], optimal_pairs(a[part], b[part])[1])
+    assert torch.equal(optimal_pairs(a, b, block=99)[1], optimal_pairs(a, b)[1])
 
 
 def test_optimal_pairs_of_numbers_are_sorted(generator):
@@ -57,11 +64,10 @@ def test_trained_field_carries_one_law_to_the_other(pairing, network):
     network = NoiseMLP(1, hidden=(32, 32)) if network else None
     field = FlowMatching(1, hidden=(32, 32), network=network, pairing=pairing)
 
-    def loss(field, _, generator):
-        a, b = torch.randn(2, 128, 1, generator=generator)
-        return field.loss(a, 2 + 0.5 * b, generator)
+    def target(n, generator):
+        return 2 + 0.5 * torch.randn(n, 1, generator=generator)
 
-    fit(field, loss, steps=300, lr=1e-2, schedule="cosine", devices="cpu")
+    field.fit(None, target, steps=300, batch_size=128, lr=1e-2, ema=None, devices="cpu")
     ode = field.ode(20, solver="midpoint")
     z = torch.randn(4000, 1, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -173,8 +179,26 @@ class Column(nn.Module):
         (lambda f, x: optimal_pairs(x.long(), x.long()), "source: expected a tensor of floating"),
         (lambda f, x: optimal_pairs(x[0], x[0]), r"source: expected shape \(n, \*event\)"),
         (lambda f, x: optimal_pairs(1, 2), "source: expected a tensor of floating"),
+        (lambda f, x: optimal_pairs(x, x, block=0), "block: expected an integer of at least 1"),
+        (lambda f, x: f.fit(x, None, steps=1), "source, target: expected two laws"),
+        (lambda f, x: f.fit(None, x, steps=1), "source, target: expected two laws"),
+        (lambda f, x: f.fit(x, lambda n, g: x, steps=1), "source, target: expected two laws"),
+        (lambda f, x: f.fit(x, x[:2], steps=1), "target: expected shape"),
+        (lambda f, x: f.fit(None, None, steps=1), "source, target: expected two laws"),
+        (lambda f, x: f.fit(x, x, steps=1, batch_size=0), "batch_size"),
     ],
 )
 def test_refusals(call, words, unchecked):
     with pytest.raises(ValueError, match=words):
         call(FlowMatching(2), torch.zeros(3, 2))
+
+
+def test_pairs_that_are_given_stay_together(generator):
+    """x to x + 3 in pairs: the velocity is 3 everywhere, which no other pairing has."""
+    torch.manual_seed(0)
+    x = 2 * torch.rand(500, 1, generator=generator) - 1
+    field = FlowMatching(1, hidden=(32, 32))
+    field.fit(x, x + 3, steps=500, batch_size=100, lr=1e-2, ema=None, devices="cpu")
+    with torch.no_grad():
+        moved = field.ode(1).transport(x, reverse=True) - x
+    torch.testing.assert_close(moved, torch.full_like(x, 3.0), rtol=0, atol=0.1)

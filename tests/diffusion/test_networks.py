@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lib.diffusion import SCHEDULES, NetworkDenoiser, NoiseMLP, OneHotMLP
-from lib.diffusion.networks import NoiseFeatures, one_hot
+from lib.diffusion.networks import Condition
 from lib.diffusion.schedules import cosine, polynomial
 
 
@@ -19,7 +19,7 @@ def started(network):
 
 def test_features_of_the_level_are_itself_and_its_waves(dtype):
     c = torch.linspace(-2, 2, 5, dtype=dtype)
-    found = NoiseFeatures(2)(c)
+    found = Condition(count=2)(5, c)
     turns = torch.pi / 2 * c
     columns = (c, turns.cos(), (2 * turns).cos(), turns.sin(), (2 * turns).sin())
     torch.testing.assert_close(found, torch.stack(columns, 1), rtol=1e-5, atol=1e-6)
@@ -49,9 +49,10 @@ def test_rows_do_not_see_each_other():
 
 
 def test_no_class_has_a_place_of_its_own():
-    code = one_hot(torch.tensor([-1, 0, 2]), 3, torch.zeros(3, 2))
+    level = torch.zeros(1)
+    code = Condition(3)(3, level, torch.tensor([-1, 0, 2]))[:, 9:]
     assert code.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
-    torch.testing.assert_close(one_hot(None, 3, torch.zeros(2, 5)), code[:1].expand(2, 4))
+    torch.testing.assert_close(Condition(3)(2, level)[:, 9:], code[:1].expand(2, 4))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -82,12 +83,30 @@ def test_level_finds_its_step_on_every_schedule(name):
         (lambda y: NoiseMLP(3)(y, torch.zeros(1)), "y: expected shape"),
         (lambda y: NoiseMLP(2)(y, torch.zeros(3)), "c_noise: expected one level or 4"),
         (lambda y: NoiseMLP(2)(y, torch.zeros(1), torch.zeros(4).long()), "label: expected None"),
-        (lambda y: one_hot(torch.tensor([0, 1, 2, 3]), 3, y), r"label: expected -1..2, got 0 to 3"),
-        (lambda y: one_hot(torch.tensor([-2, 0, 0, 0]), 3, y), r"label: expected -1..2, got -2"),
-        (lambda y: one_hot(torch.zeros(4), 3, y), "label: expected 4 integers, got torch.float32"),
-        (lambda y: one_hot(torch.zeros(4).bool(), 3, y), "label: expected 4 integers"),
-        (lambda y: one_hot(torch.zeros(3).long(), 3, y), "label: expected 4 integers"),
-        (lambda y: one_hot([0, 1, 1, 0], 3, y), "label: expected 4 integers in a tensor, got list"),
+        (
+            lambda y: Condition(3)(4, torch.zeros(1), torch.tensor([0, 1, 2, 3])),
+            r"label: expected -1..2, got 0 to 3",
+        ),
+        (
+            lambda y: Condition(3)(4, torch.zeros(1), torch.tensor([-2, 0, 0, 0])),
+            r"label: expected -1..2, got -2",
+        ),
+        (
+            lambda y: Condition(3)(4, torch.zeros(1), torch.zeros(4)),
+            "label: expected 4 integers, got torch.float32",
+        ),
+        (
+            lambda y: Condition(3)(4, torch.zeros(1), torch.zeros(4).bool()),
+            "label: expected 4 integers",
+        ),
+        (
+            lambda y: Condition(3)(4, torch.zeros(1), torch.zeros(3).long()),
+            "label: expected 4 integers",
+        ),
+        (
+            lambda y: Condition(3)(4, torch.zeros(1), [0, 1, 1, 0]),
+            "label: expected 4 integers in a tensor, got list",
+        ),
         (lambda y: OneHotMLP(10), "schedule: expected a Schedule, got int"),
         (lambda y: OneHotMLP(polynomial(1000)), "schedule: expected log-SNR that tells"),
         (lambda y: OneHotMLP(cosine(5), hidden=(0,)), "hidden: expected an integer"),

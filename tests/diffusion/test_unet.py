@@ -107,7 +107,7 @@ def test_it_learns_an_image_for_each_class(generator):
         (lambda: ask((2, 1, 8, 7)), "y: expected height and width that 2 divides"),
         (lambda: ask((2, 3, 8, 8)), "y: expected images of 1 channels"),
         (lambda: ask((1, 8, 8)), "y: expected images of 1 channels"),
-        (lambda: ask((2, 1, 8, 8), levels=3), "c_noise: expected one number or 2"),
+        (lambda: ask((2, 1, 8, 8), levels=3), "c_noise: expected one level or 2"),
         (lambda: ask((2, 1, 8, 8), [0, 3]), "label: expected -1..2, got 0 to 3"),
         (lambda: ask((2, 1, 8, 8), [-2, 0]), "label: expected -1..2, got -2 to 0"),
         (lambda: ask((2, 1, 8, 8), [0]), "label: expected 2 integers"),
