@@ -87,6 +87,20 @@ class Automaton:
             state = self.transitions[state, symbols]
         return self.answers[torch.stack([*found, state], 1)]
 
+    def equivalent(self) -> Int[Tensor, "states"]:
+        """A number for each state, the same where all strings lead to the same answers.
+
+        States are split by their answers, then by where their symbols lead, until nothing splits.
+
+        Source: Moore (1956), Gedanken-experiments on sequential machines, section 3.
+        """
+        group, before = self.answers, 0
+        while True:
+            told = torch.cat([group[:, None], group[self.transitions]], 1)
+            _, group = told.unique(dim=0, return_inverse=True)
+            if before == (before := int(group.max()) + 1):
+                return group
+
 
 @torch.no_grad()
 def extract(

@@ -12,7 +12,7 @@ of the training losses in the direction s. No row needs a gradient of its own, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
@@ -88,22 +88,15 @@ class Influence:
             rows.append(self._along(self.solve(slope)))
         return torch.stack(rows)
 
-    def own(self, rows: Iterable[int] | None = None) -> Float[Tensor, "rows"]:
-        """The change of a training row's own loss when it is left out; large for odd ones.
+    def mean(self, x: Float[Tensor, "m *event"], y: Tensor) -> Float[Tensor, "n"]:
+        """The mean over test rows of what a call gives, with one system of equations for all.
 
         Raises:
-            ValueError: a row that does not exist.
+            ValueError: rows that do not match.
             ArithmeticError: as `solve`.
         """
-        found = []
-        for row in range(len(self.x)) if rows is None else rows:
-            k = whole("rows", row, low=0)
-            if k >= len(self.x):
-                reject("rows", f"rows 0 to {len(self.x) - 1}", k)
-            slope = grad(lambda w, k=k: self._losses(w, self.x[k, None], self.y[k, None]).sum())
-            value = slope(self._at)
-            found.append(value @ self.solve(value) / len(self.x))
-        return torch.stack(found)
+        _check_rows(x, y)
+        return self._along(self.solve(grad(lambda w: self._losses(w, x, y).mean())(self._at)))
 
     def hessian_product(self, v: Float[Tensor, "w"]) -> Float[Tensor, "w"]:
         """(H + damping) v, by forward over reverse differentiation."""

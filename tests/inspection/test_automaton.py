@@ -35,6 +35,9 @@ def test_machine_of_a_parity_network():
     longer = torch.randint(2, (50, 300), generator=torch.Generator().manual_seed(1))
     assert torch.equal(machine(longer), longer.cumsum(1) % 2)
     assert machine.centres.shape == (3, 3)
+    group = machine.equivalent()
+    assert group.unique().numel() == 2  # parity needs two states
+    assert torch.equal(group[machine.answers == 1].unique(), group[machine.answers == 1][:1])
     assert machine.transitions.shape == (3, 2)
 
 
